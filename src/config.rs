@@ -1,0 +1,378 @@
+//! The settings of a node, and three presets to start from.
+
+use std::time::Duration;
+
+use crate::restart::RestartPolicy;
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// The settings of a node. Start from [`Config::lan`], [`Config::wan`] or [`Config::local`] and change what
+/// you must. All nodes of a cluster should have the same ones.
+///
+/// An interval of zero switches its loop off.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Time between two probes that this node starts; each probes one member. Shorter finds a crash sooner,
+    /// and costs packets. 100 ms to 1 min; 0 = this node probes nobody. LAN 1 s, WAN 5 s, local 1 s.
+    pub probe_interval: Duration,
+    /// How long a direct ping may take before others are asked to try. Set it to the 99th percentile of the
+    /// round-trip time. At most `probe_interval`. LAN 500 ms, WAN 3 s, local 200 ms.
+    pub probe_timeout: Duration,
+    /// Members that are asked to ping one that did not answer. 0 to 16. LAN 3, WAN 3, local 1.
+    pub indirect_checks: u32,
+    /// Leaves out the ping over a stream that is tried beside the indirect ones. Off.
+    pub disable_tcp_pings: bool,
+    /// Local health goes from 0 to one less than this. 1 to 64; 1 = probe at one pace in any health. 8.
+    pub awareness_max_multiplier: u32,
+
+    /// Shortest time of a suspicion, in probe intervals, before it grows with the cluster's logarithm; two
+    /// less is how many confirmations are hoped for. 1 to 64. LAN 4, WAN 6, local 3.
+    pub suspicion_mult: u32,
+    /// Longest time of a suspicion, as a multiple of the shortest. 1 to 64. 6.
+    pub suspicion_max_timeout_mult: u32,
+
+    /// Time between two rounds of gossip, as long as there is something to say. 10 ms to 1 min; 0 = no
+    /// rounds: news travels on pings and acks alone. LAN 200 ms, WAN 500 ms, local 100 ms.
+    pub gossip_interval: Duration,
+    /// Members that a round of gossip goes to. 0 to 64; 0 = no rounds. LAN 3, WAN 4, local 3.
+    pub gossip_nodes: usize,
+    /// How long a dead member still gets gossip, so that it learns of its death and can refute.
+    /// LAN 30 s, WAN 60 s, local 15 s.
+    pub gossip_to_the_dead_time: Duration,
+    /// Each piece of news is sent `retransmit_mult * ceil(log10(members + 1))` times by each node, but at least
+    /// six times, or as often as there are members if these are fewer.
+    /// 1 to 64. LAN 4, WAN 4, local 2.
+    pub retransmit_mult: u32,
+    /// Bytes that a packet is filled up to. What a path carries without fragments: 1,200 to 1,400 across
+    /// networks, up to 8,900 on one with jumbo frames. 512 to 65,000. 1,400.
+    pub udp_buffer_size: usize,
+
+    /// Time between two exchanges of the full state with a random member; clusters above 32 members stretch
+    /// it. 1 s to 1 h; 0 = none but at joining. LAN 30 s, WAN 60 s, local 15 s.
+    pub push_pull_interval: Duration,
+    /// Time limit of a dial, and of each phase of a stream. 100 ms to 5 min. LAN 10 s, WAN 30 s, local 1 s.
+    pub tcp_timeout: Duration,
+    /// Time limit of a join as a whole. 100 ms to 10 min. LAN 10 s, WAN 30 s, local 2 s.
+    pub join_timeout: Duration,
+
+    /// How long a dead member is remembered. 72 h.
+    pub dead_retention: Duration,
+    /// How long one that left is remembered. 24 h.
+    pub left_retention: Duration,
+    /// Age at which a dead member's name may be taken at another address by the same run; 0 = never. Another
+    /// run need not wait. 0.
+    pub dead_node_reclaim_time: Duration,
+    /// How long the last incarnation of a forgotten member is kept, so that old news cannot revive it. 24 h.
+    pub tombstone_retention: Duration,
+    /// Forgotten members whose last incarnation is kept. 4,096.
+    pub max_tombstones: usize,
+    /// Members in the table, gone ones included; beyond it the longest gone makes room, else the newcomer is
+    /// refused. 1 to 1,000,000. 100,000.
+    pub max_members: usize,
+
+    /// News of each actor that waits to be looked at; the oldest is dropped beyond it. 64 to 1,000,000. 4,096.
+    pub handoff_queue_depth: usize,
+    /// Acks, commands and news about this node itself that wait. A command beyond it is answered "busy".
+    /// 64 to 1,000,000. 1,024.
+    pub control_queue_depth: usize,
+    /// News that waits to be gossiped, in entries. 16 to 1,000,000. 16,384.
+    pub max_broadcasts: usize,
+    /// News that waits to be gossiped, in bytes. 64 KiB to 1 GiB. 4 MiB.
+    pub max_broadcast_bytes: usize,
+    /// Broadcasts of users that wait, in entries. 16 to 1,000,000. 4,096.
+    pub max_user_broadcasts: usize,
+    /// Broadcasts of users that wait, in bytes. 64 KiB to 1 GiB. 4 MiB.
+    pub max_user_broadcast_bytes: usize,
+    /// Events that wait for one subscriber; one that lags behind further gets a snapshot instead.
+    /// 1 to 1,000,000. 1,024.
+    pub subscriber_queue_depth: usize,
+    /// Full state that is accepted from a peer, in bytes. 64 KiB to 1 GiB. 20 MiB.
+    pub max_state_size: usize,
+    /// Streams open at once; more wait to be accepted, or are not dialled. 4 to 65,536. 512.
+    pub max_streams: usize,
+    /// Indirect pings that are carried out for others at once. 0 to 65,536. 1,024.
+    pub max_relays: usize,
+
+    /// A handler of the node's own that runs for longer is reported as stalled. 10 ms to 1 min. 1 s.
+    pub stall_after: Duration,
+    /// When and how the supervisor restarts an actor that panicked.
+    pub restarts: RestartPolicy,
+}
+
+impl Config {
+    /// For one data centre.
+    pub fn lan() -> Self {
+        Self {
+            probe_interval: secs(1),
+            probe_timeout: ms(500),
+            indirect_checks: 3,
+            disable_tcp_pings: false,
+            awareness_max_multiplier: 8,
+            suspicion_mult: 4,
+            suspicion_max_timeout_mult: 6,
+            gossip_interval: ms(200),
+            gossip_nodes: 3,
+            gossip_to_the_dead_time: secs(30),
+            retransmit_mult: 4,
+            udp_buffer_size: 1400,
+            push_pull_interval: secs(30),
+            tcp_timeout: secs(10),
+            join_timeout: secs(10),
+            dead_retention: secs(72 * 3600),
+            left_retention: secs(24 * 3600),
+            dead_node_reclaim_time: Duration::ZERO,
+            tombstone_retention: secs(24 * 3600),
+            max_tombstones: 4096,
+            max_members: 100_000,
+            handoff_queue_depth: 4096,
+            control_queue_depth: 1024,
+            max_broadcasts: 16_384,
+            max_broadcast_bytes: 4 << 20,
+            max_user_broadcasts: 4096,
+            max_user_broadcast_bytes: 4 << 20,
+            subscriber_queue_depth: 1024,
+            max_state_size: 20 << 20,
+            max_streams: 512,
+            max_relays: 1024,
+            stall_after: secs(1),
+            restarts: RestartPolicy::default(),
+        }
+    }
+
+    /// For nodes that are far apart: slower, more patient.
+    pub fn wan() -> Self {
+        Self {
+            probe_interval: secs(5),
+            probe_timeout: secs(3),
+            suspicion_mult: 6,
+            gossip_interval: ms(500),
+            gossip_nodes: 4,
+            gossip_to_the_dead_time: secs(60),
+            push_pull_interval: secs(60),
+            tcp_timeout: secs(30),
+            join_timeout: secs(30),
+            ..Self::lan()
+        }
+    }
+
+    /// For one host: tests and demonstrations.
+    pub fn local() -> Self {
+        Self {
+            probe_timeout: ms(200),
+            indirect_checks: 1,
+            suspicion_mult: 3,
+            gossip_interval: ms(100),
+            gossip_to_the_dead_time: secs(15),
+            retransmit_mult: 2,
+            push_pull_interval: secs(15),
+            tcp_timeout: secs(1),
+            join_timeout: secs(2),
+            ..Self::lan()
+        }
+    }
+
+    /// The interval that suspicions are measured in: the probe interval, or a second for a node that does
+    /// not probe but still hears of suspects.
+    pub fn suspicion_base(&self) -> Duration {
+        if self.probe_interval.is_zero() { secs(1) } else { self.probe_interval }
+    }
+
+    /// When a helper that still has no ack says so, so that its nack is back before the asker's deadline:
+    /// `0.8 * min(probe_timeout, probe_interval - probe_timeout)` (Lifeguard, section IV.A, sends it at 80 %
+    /// of the timeout). LAN 400 ms, WAN 1.6 s, local 160 ms.
+    pub fn nack_delay(&self) -> Duration {
+        let left = self.suspicion_base().saturating_sub(self.probe_timeout);
+        self.probe_timeout.min(left).mul_f64(0.8)
+    }
+
+    /// How often one piece of news is sent by each node in a cluster of `members`:
+    /// `retransmit_mult * ceil(log10(members + 1))` (SWIM, section 4.1), but at least `min(members, 6)`: of eight
+    /// nodes that sent everything twice, one or two would often hear nothing.
+    pub fn retransmit_limit(&self, members: usize) -> u32 {
+        let digits = ((members + 1) as f64).log10().ceil() as u32;
+        (self.retransmit_mult * digits).max(members.min(6) as u32)
+    }
+
+    /// Time to the next exchange of state in a cluster of `members`: the interval up to 32 members, and one
+    /// interval more with each doubling beyond.
+    pub fn push_pull_pace(&self, members: usize) -> Duration {
+        if members <= 32 {
+            return self.push_pull_interval;
+        }
+        let steps = ((members as f64).log2() - 5.0).ceil() as u32 + 1;
+        self.push_pull_interval * steps
+    }
+
+    /// Refuses settings that no node could work with.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the field, its value and the limit.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let hour = secs(3600);
+        let span = |field, value: Duration, min: Duration, max: Duration, zero: bool| {
+            if (zero && value.is_zero()) || (min <= value && value <= max) {
+                Ok(())
+            } else {
+                Err(ConfigError::new(
+                    field,
+                    format!("{value:?}"),
+                    format!("{min:?} to {max:?}{}", if zero { ", or 0" } else { "" }),
+                ))
+            }
+        };
+        let count = |field, value: usize, min: usize, max: usize| {
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::new(field, value.to_string(), format!("{min} to {max}")))
+            }
+        };
+        let many = 1_000_000;
+
+        span("probe_interval", self.probe_interval, ms(10), secs(60), true)?;
+        span("probe_timeout", self.probe_timeout, ms(1), secs(60), false)?;
+        if !self.probe_interval.is_zero() && self.probe_timeout > self.probe_interval {
+            let limit = format!("at most probe_interval, {:?}", self.probe_interval);
+            return Err(ConfigError::new("probe_timeout", format!("{:?}", self.probe_timeout), limit));
+        }
+        count("indirect_checks", self.indirect_checks as usize, 0, 16)?;
+        count("awareness_max_multiplier", self.awareness_max_multiplier as usize, 1, 64)?;
+        count("suspicion_mult", self.suspicion_mult as usize, 1, 64)?;
+        count("suspicion_max_timeout_mult", self.suspicion_max_timeout_mult as usize, 1, 64)?;
+        span("gossip_interval", self.gossip_interval, ms(10), secs(60), true)?;
+        count("gossip_nodes", self.gossip_nodes, 0, 64)?;
+        count("retransmit_mult", self.retransmit_mult as usize, 1, 64)?;
+        count("udp_buffer_size", self.udp_buffer_size, MIN_PACKET, MAX_PACKET)?;
+        span("push_pull_interval", self.push_pull_interval, ms(100), hour, true)?;
+        span("tcp_timeout", self.tcp_timeout, ms(10), secs(300), false)?;
+        span("join_timeout", self.join_timeout, ms(10), secs(600), false)?;
+        let year = hour * 24 * 366;
+        span("gossip_to_the_dead_time", self.gossip_to_the_dead_time, ms(1), year, true)?;
+        span("dead_retention", self.dead_retention, ms(1), year, false)?;
+        span("left_retention", self.left_retention, ms(1), year, false)?;
+        span("dead_node_reclaim_time", self.dead_node_reclaim_time, ms(1), year, true)?;
+        span("tombstone_retention", self.tombstone_retention, ms(1), year, true)?;
+        count("max_tombstones", self.max_tombstones, 0, many)?;
+        count("max_members", self.max_members, 1, many)?;
+        count("handoff_queue_depth", self.handoff_queue_depth, 64, many)?;
+        count("control_queue_depth", self.control_queue_depth, 64, many)?;
+        count("max_broadcasts", self.max_broadcasts, 16, many)?;
+        count("max_broadcast_bytes", self.max_broadcast_bytes, 64 << 10, 1 << 30)?;
+        count("max_user_broadcasts", self.max_user_broadcasts, 16, many)?;
+        count("max_user_broadcast_bytes", self.max_user_broadcast_bytes, 64 << 10, 1 << 30)?;
+        count("subscriber_queue_depth", self.subscriber_queue_depth, 1, many)?;
+        count("max_state_size", self.max_state_size, 64 << 10, 1 << 30)?;
+        count("max_streams", self.max_streams, 4, 65_536)?;
+        count("max_relays", self.max_relays, 0, 65_536)?;
+        span("stall_after", self.stall_after, ms(10), secs(60), false)
+    }
+}
+
+/// Smallest packet that holds each single message of the protocol: 255 bytes of name, 512 of metadata.
+const MIN_PACKET: usize = 1024;
+
+/// Largest packet that UDP over IPv6 carries, with room for a seal.
+const MAX_PACKET: usize = 65_000;
+
+impl Default for Config {
+    /// [`Config::lan`].
+    fn default() -> Self {
+        Self::lan()
+    }
+}
+
+/// A setting that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}; allowed: {limit}")]
+pub struct ConfigError {
+    /// The setting, as the field or the builder's method is called.
+    pub field: &'static str,
+    /// What it was set to.
+    pub value: String,
+    /// What is allowed.
+    pub limit: String,
+}
+
+impl ConfigError {
+    /// `field` may not be `value`, but `limit`.
+    pub fn new(field: &'static str, value: impl Into<String>, limit: impl Into<String>) -> Self {
+        Self { field, value: value.into(), limit: limit.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_presets_are_valid() {
+        for config in [Config::lan(), Config::wan(), Config::local()] {
+            assert_eq!(config.validate(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_field_the_value_and_the_limit() {
+        let config = Config { probe_timeout: secs(2), ..Config::lan() };
+        let error = config.validate().unwrap_err();
+        assert_eq!(error.field, "probe_timeout");
+        assert_eq!(error.to_string(), "probe_timeout is 2s; allowed: at most probe_interval, 1s");
+    }
+
+    #[test]
+    fn weak_point_21_settings_that_would_spin_or_starve_are_refused() {
+        type Break = fn(&mut Config);
+        let cases: [(&str, Break); 8] = [
+            ("awareness_max_multiplier", |c| c.awareness_max_multiplier = 0),
+            ("udp_buffer_size", |c| c.udp_buffer_size = 10),
+            ("udp_buffer_size", |c| c.udp_buffer_size = 1 << 20),
+            ("handoff_queue_depth", |c| c.handoff_queue_depth = 0),
+            ("probe_interval", |c| c.probe_interval = Duration::from_nanos(1)),
+            ("gossip_interval", |c| c.gossip_interval = Duration::from_nanos(1)),
+            ("suspicion_mult", |c| c.suspicion_mult = 0),
+            ("tcp_timeout", |c| c.tcp_timeout = Duration::ZERO),
+        ];
+        for (field, break_it) in cases {
+            let mut config = Config::lan();
+            break_it(&mut config);
+            assert_eq!(config.validate().unwrap_err().field, field);
+        }
+    }
+
+    #[test]
+    fn an_interval_of_zero_is_allowed_where_it_switches_a_loop_off() {
+        let config = Config {
+            probe_interval: Duration::ZERO,
+            gossip_interval: Duration::ZERO,
+            push_pull_interval: Duration::ZERO,
+            gossip_nodes: 0,
+            ..Config::lan()
+        };
+        assert_eq!(config.validate(), Ok(()));
+        assert_eq!(config.suspicion_base(), secs(1));
+    }
+
+    #[test]
+    fn weak_point_02_a_nack_is_back_before_the_deadline_of_the_probe() {
+        for (config, delay) in
+            [(Config::lan(), ms(400)), (Config::wan(), ms(1600)), (Config::local(), ms(160))]
+        {
+            assert_eq!(config.nack_delay(), delay);
+            assert!(config.probe_timeout + config.nack_delay() < config.probe_interval);
+        }
+    }
+
+    #[test]
+    fn retransmissions_and_push_pull_scale_with_the_cluster() {
+        let config = Config { retransmit_mult: 3, ..Config::lan() };
+        assert_eq!([0, 1, 5, 9, 10, 99].map(|n| config.retransmit_limit(n)), [0, 3, 5, 6, 6, 6]);
+        let pace = |n| Config::lan().push_pull_pace(n).as_secs() / 30;
+        assert_eq!([1, 32, 33, 64, 65, 128].map(pace), [1, 1, 2, 2, 3, 3]);
+    }
+}

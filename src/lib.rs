@@ -1,0 +1,32 @@
+//! The rules of SWIM cluster membership with Lifeguard's failure detection, free of I/O, clocks and actors.
+//!
+//! Everything here takes the time and a random generator as arguments, and returns what should happen. The
+//! crate `actix-memberlist` makes it happen, on real sockets or on ones in memory.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | the settings, and three presets |
+//! | [`member`], [`view`] | who is a member; all of them as a value |
+//! | [`members`] | the table, and the rules that change it |
+//! | [`accusation`], [`suspicion`], [`awareness`] | who accuses whom; how long a suspect has; how healthy this node is |
+//! | [`probe`] | the failure detector |
+//! | [`broadcast`], [`gossip`] | what is still to be said, and to whom |
+//! | [`push_pull`] | the exchange of full states |
+//! | [`restart`] | when an actor that panicked runs again |
+//! | [`wire`] | bytes |
+
+pub mod accusation;
+pub mod awareness;
+pub mod broadcast;
+pub mod config;
+pub mod gossip;
+pub mod limiter;
+pub mod member;
+pub mod members;
+pub mod probe;
+pub mod push_pull;
+pub mod restart;
+pub mod suspicion;
+pub mod tombstones;
+pub mod view;
+pub mod wire;

@@ -1,0 +1,307 @@
+//! The membership table and its rules: what a message about a member changes, and what follows.
+//!
+//! Each rule *decides* first, without touching the table, and the decision is *applied* after, in a few
+//! steps that cannot fail. A panic in between leaves the table as it was.
+//!
+//! ```text
+//!             alive, higher incarnation (refutes)
+//!          ┌────────────────────────────────────┐
+//!          ▼      suspect                       │  time is up, or dead
+//!        Alive ───────────────────────────► Suspect ─────────────────► Dead ──┐
+//!          │ │                                  │                        ▲    │ retention
+//!          │ └──────────────── dead ────────────┼────────────────────────┘    ▼
+//!          └──────────── farewell ──────────────┴────────────────► Left ──► forgotten
+//!                                                                           (tombstone)
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
+use smallvec::SmallVec;
+
+use crate::{
+    accusation::Accusation,
+    config::Config,
+    limiter::Limiter,
+    member::{Member, MemberState, NodeId, canonical},
+    suspicion::Suspicion,
+    tombstones::Tombstones,
+    view::{Roster, View},
+    wire::message::Dead,
+};
+
+mod change;
+mod rules;
+
+pub use change::{Change, Decision, Effects, Ignored};
+use change::{Limited, Step, Verdict};
+
+/// A running suspicion and the evidence it began with.
+#[derive(Clone, Debug)]
+struct Case {
+    suspicion: Suspicion,
+    accusation: Accusation,
+}
+
+impl Case {
+    /// The accusation as it stands now.
+    fn accusation(&self) -> Accusation {
+        let confirmed_by = self.suspicion.confirmed_by().to_vec();
+        Accusation { confirmed_by, ..self.accusation.clone() }
+    }
+}
+
+/// How often one rival, or one node that speaks from an older state, is answered or reported.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// How often tombstones are looked through.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// The table of one node.
+#[derive(Debug)]
+pub struct Members {
+    config: Arc<Config>,
+    local: Arc<Member>,
+    roster: Roster,
+    cases: BTreeMap<Arc<str>, Case>,
+    deadlines: BTreeSet<(Instant, Arc<str>)>,
+    forgets: BTreeSet<(Instant, Arc<str>)>,
+    tombstones: Tombstones,
+    conflicts: Limiter<Arc<str>>,
+    tellings: Limiter<Arc<str>>,
+    leaving: bool,
+    rev: u64,
+    version: u64,
+    next_sweep: Instant,
+}
+
+impl Members {
+    /// The table of a node that knows itself alone. `key` spreads names over the table.
+    pub fn new(config: Arc<Config>, mut local: Member, key: u64) -> Self {
+        local.addr = canonical(local.addr);
+        let since = local.since;
+        let local = Arc::new(local);
+        let mut roster = Roster::new(key);
+        roster.put(local.clone());
+        Self {
+            tombstones: Tombstones::new(config.max_tombstones, config.tombstone_retention),
+            config,
+            local,
+            roster,
+            cases: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            forgets: BTreeSet::new(),
+            conflicts: Limiter::new(LIMIT),
+            tellings: Limiter::new(LIMIT),
+            leaving: false,
+            rev: 1,
+            version: 1,
+            next_sweep: since + SWEEP,
+        }
+    }
+
+    /// This node itself.
+    pub fn local(&self) -> &Arc<Member> {
+        &self.local
+    }
+
+    /// Whether this node has left.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// The members.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// The table as a value.
+    pub fn view(&self) -> View {
+        View::new(self.rev, self.local.clone(), self.roster.clone())
+    }
+
+    /// A number that grows with each change of a record, also with those that are no event.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// When [`Members::on_time`] has something to do.
+    pub fn due(&self) -> Instant {
+        let first = |set: &BTreeSet<(Instant, Arc<str>)>| set.first().map(|(at, _)| *at);
+        [first(&self.deadlines), first(&self.forgets)]
+            .into_iter()
+            .flatten()
+            .fold(self.next_sweep, Instant::min)
+    }
+
+    /// The next thing that time alone decides, if any is due: a suspect whose time is up, or a member that has
+    /// been gone for long enough. Call it until it gives nothing.
+    ///
+    /// When this node itself did not run for more than a probe interval, suspects could not reach it: they get
+    /// that time back.
+    pub fn on_time(&mut self, now: Instant, rng: &mut impl Rng) -> Option<Decision> {
+        if let Some(late) = self.deadlines.first().and_then(|(at, _)| now.checked_duration_since(*at))
+            && late > self.config.suspicion_base()
+        {
+            // One interval more, for the answers that lie unread.
+            self.postpone(late + self.config.suspicion_base());
+        }
+        while let Some((at, name)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
+            match self.expire(name, now, rng) {
+                Ok(decision) => return Some(decision),
+                // A deadline without a suspect is of no use.
+                Err(_) => {
+                    let key = (*at, name.clone());
+                    self.deadlines.remove(&key);
+                }
+            }
+        }
+        while let Some((at, name)) = self.forgets.first().filter(|(at, _)| *at <= now) {
+            let key = (*at, name.clone());
+            self.forgets.remove(&key);
+            if let Some(old) = self.roster.get(&key.1).filter(|m| m.state.is_gone()) {
+                return Some(Decision {
+                    changes: SmallVec::from_iter([Change::Reaped(old.id.clone())]),
+                    evict: Some(key.1),
+                    ..Decision::default()
+                });
+            }
+        }
+        if self.next_sweep <= now {
+            self.tombstones.expire(now);
+            self.next_sweep = now + SWEEP;
+        }
+        None
+    }
+
+    fn expire(&self, name: &Arc<str>, now: Instant, rng: &mut impl Rng) -> Verdict {
+        let record = self.roster.get(name).ok_or(Ignored::Unknown)?;
+        let case = self.cases.get(name).ok_or(Ignored::Unknown)?;
+        let accusation = case.accusation();
+        let mut confirmed_by = accusation.confirmed_by;
+        confirmed_by.truncate(Dead::MAX_CONFIRMATIONS);
+        let verdict = Dead {
+            id: record.id.clone(),
+            incarnation: record.incarnation,
+            from: self.local.id.shared_name().clone(),
+            by: accusation.by,
+            confirmed_by,
+            evidence: accusation.evidence,
+        };
+        self.dead(&verdict, now, rng)
+    }
+
+    fn postpone(&mut self, by: Duration) {
+        self.deadlines.clear();
+        for (name, case) in &mut self.cases {
+            case.suspicion.postpone(by);
+            self.deadlines.insert((case.suspicion.deadline(), name.clone()));
+        }
+    }
+
+    /// When a member that is gone is forgotten.
+    fn forget_at(&self, member: &Member) -> Option<(Instant, Arc<str>)> {
+        let kept_for = match member.state {
+            MemberState::Dead => self.config.dead_retention,
+            MemberState::Left => self.config.left_retention,
+            _ => return None,
+        };
+        Some((member.since + kept_for, member.id.shared_name().clone()))
+    }
+
+    /// Makes a decision true.
+    pub fn apply(&mut self, decision: Decision, now: Instant) -> Effects {
+        let mut effects = Effects {
+            broadcast: decision.broadcast,
+            tell: decision.tell,
+            refuted: decision.refuted,
+            ..Effects::default()
+        };
+        match decision.limited {
+            Some(Limited::Conflict(name)) => self.conflicts.note(name, now),
+            Some(Limited::Telling(name)) => self.tellings.note(name, now),
+            None => {}
+        }
+        if let Some(name) = decision.evict
+            && let Some(old) = self.roster.remove(&name)
+        {
+            self.end(&name);
+            if let Some(key) = self.forget_at(&old) {
+                self.forgets.remove(&key);
+            }
+            self.tombstones.bury(old.id.clone(), old.incarnation, now);
+            self.version += 1;
+        }
+        if let Some((id, incarnation)) = decision.bury {
+            self.tombstones.bury(id, incarnation, now);
+        }
+        let about = decision.put.as_ref().map(|member| member.id.shared_name().clone());
+        match decision.suspicion {
+            Step::Keep => {}
+            Step::Start(case) => {
+                if let Some(name) = &about {
+                    self.deadlines.insert((case.suspicion.deadline(), name.clone()));
+                    self.cases.insert(name.clone(), *case);
+                }
+            }
+            Step::Confirm(from) => {
+                if let Some((name, _)) = &effects.broadcast {
+                    effects.confirmed = self.confirm(name, from);
+                }
+            }
+            Step::End => {
+                let died = decision.changes.iter().any(|c| matches!(c, Change::Dead { .. }));
+                let degraded =
+                    about.and_then(|name| self.end(&name)).is_some_and(|c| c.suspicion.is_degraded());
+                effects.degraded = died && degraded;
+            }
+        }
+        if let Some(member) = decision.put {
+            // This node itself is never forgotten, not even after it has left.
+            if member.name() == self.local.name() {
+                self.local = member.clone();
+            } else if let Some(key) = self.forget_at(&member) {
+                self.forgets.insert(key);
+            }
+            let state = member.state;
+            if let Some(old) = self.roster.put(member).filter(|old| old.state.is_gone() && state.is_present())
+                && let Some(key) = self.forget_at(&old)
+            {
+                self.forgets.remove(&key);
+            }
+            self.version += 1;
+        }
+        self.leaving |= decision.leave;
+        for change in decision.changes {
+            self.rev += 1;
+            effects.changes.push((self.rev, change));
+        }
+        effects
+    }
+
+    fn confirm(&mut self, name: &Arc<str>, from: Arc<str>) -> Option<(NodeId, Accusation)> {
+        let case = self.cases.get_mut(name)?;
+        self.deadlines.remove(&(case.suspicion.deadline(), name.clone()));
+        case.suspicion.confirm(from);
+        self.deadlines.insert((case.suspicion.deadline(), name.clone()));
+        Some((self.roster.get(name)?.id.clone(), case.accusation()))
+    }
+
+    fn end(&mut self, name: &Arc<str>) -> Option<Case> {
+        let case = self.cases.remove(name)?;
+        self.deadlines.remove(&(case.suspicion.deadline(), name.clone()));
+        Some(case)
+    }
+}
+
+#[cfg(test)]
+mod tests;

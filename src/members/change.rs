@@ -1,0 +1,178 @@
+//! What a message about a member leads to: nothing, and why; or a change, and what follows from it.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use smallvec::SmallVec;
+
+use super::Case;
+use crate::{
+    accusation::Accusation,
+    member::{Member, NodeId},
+    wire::message::Message,
+};
+
+/// Why a message changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Ignored {
+    /// It was known, or newer is known.
+    Stale,
+    /// It is about nobody in the table.
+    Unknown,
+    /// It is about a run that has been replaced.
+    OtherRun,
+    /// It is about a member that was forgotten.
+    Tombstone,
+    /// Its incarnation is too far above the known one to be anybody's.
+    IncarnationStep,
+    /// Its address is nobody's.
+    Address,
+    /// Its versions are nobody's.
+    Versions,
+    /// The table is full of members that are there.
+    TableFull,
+    /// This node is leaving, and says no more about itself.
+    Leaving,
+    /// Another one of the same name is there, at another address.
+    NameTaken,
+    /// Too many full states wait to be taken in.
+    Merging,
+}
+
+impl Ignored {
+    /// Each of them.
+    pub const ALL: [Self; 11] = [
+        Self::Stale,
+        Self::Unknown,
+        Self::OtherRun,
+        Self::Tombstone,
+        Self::IncarnationStep,
+        Self::Address,
+        Self::Versions,
+        Self::TableFull,
+        Self::Leaving,
+        Self::NameTaken,
+        Self::Merging,
+    ];
+
+    /// The name under which it is counted.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stale => "stale",
+            Self::Unknown => "unknown_member",
+            Self::OtherRun => "other_run",
+            Self::Tombstone => "tombstone",
+            Self::IncarnationStep => "incarnation_step",
+            Self::Address => "address",
+            Self::Versions => "versions",
+            Self::TableFull => "table_full",
+            Self::Leaving => "leaving",
+            Self::NameTaken => "name_taken",
+            Self::Merging => "merging",
+        }
+    }
+}
+
+/// What has become of a member.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// It is new, or back.
+    Joined(Arc<Member>),
+    /// It says something else about itself.
+    Updated {
+        /// The record now.
+        member: Arc<Member>,
+        /// The record before.
+        before: Arc<Member>,
+    },
+    /// It was accused.
+    Suspected {
+        /// The record now.
+        member: Arc<Member>,
+        /// By whom, and on what evidence.
+        why: Accusation,
+    },
+    /// It has answered an accusation.
+    Refuted(Arc<Member>),
+    /// It left.
+    Left(Arc<Member>),
+    /// It is dead.
+    Dead {
+        /// The record now.
+        member: Arc<Member>,
+        /// By whose word.
+        why: Accusation,
+    },
+    /// It was forgotten.
+    Reaped(NodeId),
+    /// Another one claims its name.
+    Conflict {
+        /// Who keeps it.
+        kept: Arc<Member>,
+        /// Where the other one is.
+        other: SocketAddr,
+    },
+}
+
+/// What follows from a message, once it is applied.
+#[derive(Clone, Debug, Default)]
+pub struct Effects {
+    /// Events, each with its number.
+    pub changes: SmallVec<[(u64, Change); 2]>,
+    /// News to pass on, which replaces older news about the same member.
+    pub broadcast: Option<(Arc<str>, Message)>,
+    /// What a node that speaks from an older state is to be told.
+    pub tell: Option<(SocketAddr, Message)>,
+    /// An accusation against this node itself was refuted: its health is doubtful.
+    pub refuted: bool,
+    /// A further node has confirmed an accusation.
+    pub confirmed: Option<(NodeId, Accusation)>,
+    /// A suspicion ran out with fewer confirmations than hoped for.
+    pub degraded: bool,
+}
+
+/// What a message will change. It is a value: nothing has happened yet.
+#[derive(Debug, Default)]
+pub struct Decision {
+    pub(super) put: Option<Arc<Member>>,
+    pub(super) evict: Option<Arc<str>>,
+    pub(super) suspicion: Step,
+    pub(super) bury: Option<(NodeId, u32)>,
+    pub(super) leave: bool,
+    pub(super) limited: Option<Limited>,
+    pub(super) changes: SmallVec<[Change; 2]>,
+    pub(super) broadcast: Option<(Arc<str>, Message)>,
+    pub(super) tell: Option<(SocketAddr, Message)>,
+    pub(super) refuted: bool,
+}
+
+impl Decision {
+    /// Without passing on that somebody has joined.
+    #[must_use]
+    pub fn without_joins(mut self) -> Self {
+        if matches!(self.changes[..], [Change::Joined(_)]) {
+            self.broadcast = None;
+        }
+        self
+    }
+}
+
+/// What may be said about a name only once in a while.
+#[derive(Debug)]
+pub(super) enum Limited {
+    /// That another one claims it.
+    Conflict(Arc<str>),
+    /// What is held of it, to the member itself.
+    Telling(Arc<str>),
+}
+
+#[derive(Debug, Default)]
+pub(super) enum Step {
+    #[default]
+    Keep,
+    Start(Box<Case>),
+    Confirm(Arc<str>),
+    End,
+}
+
+pub(super) type Verdict = Result<Decision, Ignored>;

@@ -1,0 +1,470 @@
+//! The decision tables: what each kind of news changes, in each state of the member that it is about.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use rand::{Rng, RngExt};
+use smallvec::SmallVec;
+
+use super::{
+    Case, Members,
+    change::{Change, Decision, Ignored, Limited, Step, Verdict},
+};
+use crate::{
+    accusation::{Accusation, Evidence},
+    member::{MAX_INCARNATION_STEP, Member, MemberState, NodeId, Tags, canonical, check_addr},
+    suspicion::{Bounds, Confirmation, Suspicion},
+    wire::message::{Alive, Dead, Message, Remembered, Suspect},
+};
+
+impl Members {
+    /// News about `m.id`, from itself.
+    ///
+    /// # Errors
+    /// Why it changes nothing.
+    pub fn alive(&self, m: &Alive, now: Instant, rng: &mut impl Rng) -> Verdict {
+        if !m.versions.is_sound() {
+            return Err(Ignored::Versions);
+        }
+        check_addr(canonical(m.addr), self.local.addr).map_err(|_| Ignored::Address)?;
+        let mut m = std::borrow::Cow::Borrowed(m);
+        if m.addr != canonical(m.addr) {
+            m.to_mut().addr = canonical(m.addr);
+        }
+        if m.id.name() == self.local.name() {
+            return self.alive_self(&m, now, rng);
+        }
+        // Nobody starts at 0: such a record would stay in the table without ever being alive.
+        if m.incarnation == 0 {
+            return Err(Ignored::Stale);
+        }
+        if self.tombstones.covers(&m.id, m.incarnation) && self.roster.get(m.id.name()).is_none() {
+            return Err(Ignored::Tombstone);
+        }
+        let Some(record) = self.roster.get(m.id.name()) else {
+            return self.newcomer(m.into_owned(), now);
+        };
+        let same_run = record.id.run() == m.id.run();
+        if record.addr != m.addr {
+            let free = match record.state {
+                MemberState::Alive | MemberState::Suspect => false,
+                MemberState::Left => true,
+                MemberState::Dead => {
+                    let reclaim = self.config.dead_node_reclaim_time;
+                    !same_run || (!reclaim.is_zero() && now.saturating_duration_since(record.since) > reclaim)
+                }
+            };
+            if !free {
+                return self.conflict(record, m.addr, now);
+            }
+        }
+        if !same_run && self.tombstones.covers(&m.id, m.incarnation) {
+            return Err(Ignored::Tombstone);
+        }
+        let higher = m.incarnation > record.incarnation;
+        if higher && m.incarnation - record.incarnation > MAX_INCARNATION_STEP {
+            return Err(Ignored::IncarnationStep);
+        }
+        if !higher && (same_run || record.state.is_present()) {
+            return self.outdated(record, &m, now);
+        }
+        Ok(self.accept(record, m.into_owned(), now))
+    }
+
+    pub(super) fn newcomer(&self, m: Alive, now: Instant) -> Verdict {
+        // So far up nobody could refute what is said of it.
+        if m.incarnation > MAX_INCARNATION_STEP {
+            return Err(Ignored::IncarnationStep);
+        }
+        let evict = if self.roster.len() < self.config.max_members {
+            None
+        } else {
+            let gone = self.roster.iter().filter(|m| m.state.is_gone() && m.id != self.local.id);
+            let longest = gone.min_by(|a, b| (a.since, a.name()).cmp(&(b.since, b.name())));
+            Some(longest.ok_or(Ignored::TableFull)?.id.shared_name().clone())
+        };
+        let broadcast = Some((m.id.shared_name().clone(), Message::Alive(m.clone())));
+        let member = Arc::new(m.into_member(now));
+        let mut changes = SmallVec::new();
+        if let Some(old) = evict.as_ref().and_then(|name| self.roster.get(name)) {
+            changes.push(Change::Reaped(old.id.clone()));
+        }
+        changes.push(Change::Joined(member.clone()));
+        Ok(Decision { put: Some(member), evict, broadcast, changes, ..Decision::default() })
+    }
+
+    pub(super) fn accept(&self, record: &Arc<Member>, m: Alive, now: Instant) -> Decision {
+        let mut decision = Decision {
+            broadcast: Some((m.id.shared_name().clone(), Message::Alive(m.clone()))),
+            suspicion: Step::End,
+            ..Decision::default()
+        };
+        let same_content = m.matches(record);
+        let mut member = m.into_member(now);
+        if record.state == MemberState::Alive && record.id == member.id {
+            member.since = record.since;
+        }
+        let member = Arc::new(member);
+        if record.id != member.id {
+            decision.bury = Some((record.id.clone(), record.incarnation));
+        }
+        match record.state {
+            MemberState::Dead | MemberState::Left => decision.changes.push(Change::Joined(member.clone())),
+            _ if record.id != member.id => {
+                let why = Accusation {
+                    by: member.id.shared_name().clone(),
+                    confirmed_by: Vec::new(),
+                    evidence: Evidence::Replaced,
+                    at: now,
+                };
+                let gone = Arc::new(record.turned(MemberState::Dead, record.incarnation, now));
+                decision.changes.push(Change::Dead { member: gone, why });
+                decision.changes.push(Change::Joined(member.clone()));
+            }
+            state => {
+                if state == MemberState::Suspect {
+                    decision.changes.push(Change::Refuted(member.clone()));
+                }
+                if !same_content {
+                    decision.changes.push(Change::Updated { member: member.clone(), before: record.clone() });
+                }
+            }
+        }
+        decision.put = Some(member);
+        decision
+    }
+
+    /// The sender of `m` speaks from an older state. If that is the member itself, at the address that is
+    /// known, it is told what is held of it, so that it can refute.
+    pub(super) fn outdated(&self, record: &Arc<Member>, m: &Alive, now: Instant) -> Verdict {
+        let unheard = record.id != m.id || record.state != MemberState::Alive;
+        let name = record.id.shared_name().clone();
+        if !unheard || record.addr != m.addr || !self.tellings.allows(&name, now) {
+            return Err(Ignored::Stale);
+        }
+        let message = match record.state {
+            MemberState::Alive => Message::Alive(Alive::of(record)),
+            MemberState::Suspect => Message::Suspect(self.own_suspicion(record, Evidence::Hearsay)),
+            MemberState::Dead | MemberState::Left => Message::Dead(self.hearsay_of_death(record)),
+        };
+        let limited = Some(Limited::Telling(name));
+        Ok(Decision { tell: Some((record.addr, message)), limited, ..Decision::default() })
+    }
+
+    pub(super) fn conflict(&self, kept: &Arc<Member>, other: SocketAddr, now: Instant) -> Verdict {
+        let name = kept.id.shared_name();
+        if !self.conflicts.allows(name, now) {
+            return Err(Ignored::NameTaken);
+        }
+        let changes = SmallVec::from_iter([Change::Conflict { kept: kept.clone(), other }]);
+        Ok(Decision { changes, limited: Some(Limited::Conflict(name.clone())), ..Decision::default() })
+    }
+
+    pub(super) fn alive_self(&self, m: &Alive, now: Instant, rng: &mut impl Rng) -> Verdict {
+        let local = &self.local;
+        if self.leaving {
+            return Err(Ignored::Leaving);
+        }
+        if m.id.run() != local.id.run() && m.addr != local.addr {
+            return self.conflict(local, m.addr, now);
+        }
+        // An echo of what this node says itself, or of what it said before.
+        if m.incarnation < local.incarnation
+            || (m.incarnation == local.incarnation && m.id == local.id && m.matches(local))
+        {
+            return Err(Ignored::Stale);
+        }
+        self.refute(m.incarnation, rng)
+    }
+
+    /// An accusation that a message or this node's own failure detector brings.
+    ///
+    /// # Errors
+    /// Why it changes nothing.
+    pub fn suspect(&self, m: &Suspect, now: Instant, rng: &mut impl Rng) -> Verdict {
+        if self.has_refuted(&m.id, m.incarnation) {
+            return self.insist(&m.from, now);
+        }
+        let record = self.accused(&m.id, m.incarnation)?;
+        if record.id == self.local.id {
+            return self.refute(m.incarnation, rng);
+        }
+        let name = record.id.shared_name();
+        let broadcast = || Some((name.clone(), Message::Suspect(m.clone())));
+        match record.state {
+            MemberState::Alive => {
+                let accusation = Accusation {
+                    by: m.from.clone(),
+                    confirmed_by: Vec::new(),
+                    evidence: m.evidence,
+                    at: now,
+                };
+                let bounds = Bounds::new(&self.config, self.roster.present());
+                let suspicion = Suspicion::new(bounds, m.from.clone(), now);
+                let member = Arc::new(record.turned(MemberState::Suspect, m.incarnation, now));
+                let change = Change::Suspected { member: member.clone(), why: accusation.clone() };
+                Ok(Decision {
+                    put: Some(member),
+                    suspicion: Step::Start(Box::new(Case { suspicion, accusation })),
+                    changes: SmallVec::from_iter([change]),
+                    broadcast: broadcast(),
+                    ..Decision::default()
+                })
+            }
+            MemberState::Suspect => {
+                let news = self.cases.get(name).map(|case| case.suspicion.weigh(&m.from));
+                if news == Some(Confirmation::New) {
+                    let suspicion = Step::Confirm(m.from.clone());
+                    return Ok(Decision {
+                        suspicion,
+                        broadcast: broadcast(),
+                        ..self.raised(record, m.incarnation)
+                    });
+                }
+                self.raise(record, m.incarnation)
+            }
+            MemberState::Dead | MemberState::Left => self.raise(record, m.incarnation),
+        }
+    }
+
+    /// A verdict, or a farewell.
+    ///
+    /// # Errors
+    /// Why it changes nothing.
+    pub fn dead(&self, m: &Dead, now: Instant, rng: &mut impl Rng) -> Verdict {
+        if m.id.name() == self.local.name() && m.id.run() != self.local.id.run() && !self.leaving {
+            return self.remind(now);
+        }
+        if self.has_refuted(&m.id, m.incarnation) {
+            return self.insist(&m.from, now);
+        }
+        let record = self.accused(&m.id, m.incarnation)?;
+        if record.id == self.local.id {
+            return self.refute(m.incarnation, rng);
+        }
+        if record.state.is_gone() {
+            return self.raise(record, m.incarnation);
+        }
+        let name = record.id.shared_name();
+        let state = if m.is_farewell() { MemberState::Left } else { MemberState::Dead };
+        let member = Arc::new(record.turned(state, m.incarnation, now));
+        let change = if state == MemberState::Left {
+            Change::Left(member.clone())
+        } else {
+            let why = self.cases.get(name).map(Case::accusation).unwrap_or_else(|| Accusation {
+                by: m.by.clone(),
+                confirmed_by: m.confirmed_by.clone(),
+                evidence: m.evidence,
+                at: now,
+            });
+            Change::Dead { member: member.clone(), why }
+        };
+        Ok(Decision {
+            put: Some(member),
+            suspicion: Step::End,
+            bury: Some((record.id.clone(), m.incarnation)),
+            changes: SmallVec::from_iter([change]),
+            broadcast: Some((name.clone(), Message::Dead(m.clone()))),
+            ..Decision::default()
+        })
+    }
+
+    /// The record that an accusation is about, if it can be about it at all.
+    pub(super) fn accused(&self, id: &NodeId, incarnation: u32) -> Result<&Arc<Member>, Ignored> {
+        let record = self.roster.get(id.name()).ok_or(Ignored::Unknown)?;
+        if record.id != *id {
+            return Err(Ignored::OtherRun);
+        }
+        if record.id == self.local.id && self.leaving {
+            return Err(Ignored::Leaving);
+        }
+        if incarnation < record.incarnation {
+            return Err(Ignored::Stale);
+        }
+        if incarnation - record.incarnation > MAX_INCARNATION_STEP {
+            return Err(Ignored::IncarnationStep);
+        }
+        Ok(record)
+    }
+
+    /// Notes a higher incarnation of a member whose state stays. Without it, older news of an incarnation in
+    /// between would revive what was accused at a higher one.
+    pub(super) fn raise(&self, record: &Arc<Member>, incarnation: u32) -> Verdict {
+        if incarnation == record.incarnation {
+            Err(Ignored::Stale)
+        } else {
+            Ok(self.raised(record, incarnation))
+        }
+    }
+
+    pub(super) fn raised(&self, record: &Arc<Member>, incarnation: u32) -> Decision {
+        if incarnation <= record.incarnation {
+            return Decision::default();
+        }
+        let put = Some(Arc::new(record.turned(record.state, incarnation, record.since)));
+        let bury = record.state.is_gone().then(|| (record.id.clone(), incarnation));
+        Decision { put, bury, ..Decision::default() }
+    }
+
+    /// This node answers an accusation with a higher incarnation. At the end of the numbers it becomes
+    /// another run, which starts from 1.
+    pub(super) fn refute(&self, accused: u32, rng: &mut impl Rng) -> Verdict {
+        let above = accused.max(self.local.incarnation);
+        if above - self.local.incarnation > MAX_INCARNATION_STEP {
+            return Err(Ignored::IncarnationStep);
+        }
+        let local = Arc::new(self.above(above, rng));
+        Ok(Decision { refuted: true, ..self.announce(local) })
+    }
+
+    /// Whether an accusation is against this node, and older than its last word.
+    fn has_refuted(&self, id: &NodeId, incarnation: u32) -> bool {
+        *id == self.local.id && incarnation < self.local.incarnation && !self.leaving
+    }
+
+    /// An accuser has missed this node's last word, and is told again. Else it would wait out the suspicion,
+    /// and hold a node for dead that answers it.
+    fn insist(&self, accuser: &Arc<str>, now: Instant) -> Verdict {
+        let accuser = self.roster.get(accuser).filter(|m| m.id != self.local.id).ok_or(Ignored::Stale)?;
+        let name = accuser.id.shared_name().clone();
+        if !self.tellings.allows(&name, now) {
+            return Err(Ignored::Stale);
+        }
+        let tell = Some((accuser.addr, Message::Alive(Alive::of(&self.local))));
+        Ok(Decision { tell, limited: Some(Limited::Telling(name)), ..Decision::default() })
+    }
+
+    /// A former run of this node's name is reported dead: whoever reports it may not know this one yet.
+    pub(super) fn remind(&self, now: Instant) -> Verdict {
+        let name = self.local.id.shared_name();
+        if !self.tellings.allows(name, now) {
+            return Err(Ignored::OtherRun);
+        }
+        Ok(Decision { limited: Some(Limited::Telling(name.clone())), ..self.announce(self.local.clone()) })
+    }
+
+    pub(super) fn above(&self, incarnation: u32, rng: &mut impl Rng) -> Member {
+        let mut local = Member::clone(&self.local);
+        match incarnation.checked_add(1) {
+            Some(next) => local.incarnation = next,
+            None => {
+                local.id = NodeId::new(local.id.shared_name().clone(), rng.random());
+                local.incarnation = 1;
+            }
+        }
+        local
+    }
+
+    /// This node says once more that it runs.
+    pub fn announced(&self) -> Decision {
+        if self.leaving { Decision::default() } else { self.announce(self.local.clone()) }
+    }
+
+    pub(super) fn announce(&self, local: Arc<Member>) -> Decision {
+        let message = Message::Alive(Alive::of(&local));
+        Decision {
+            broadcast: Some((local.id.shared_name().clone(), message)),
+            put: Some(local),
+            ..Decision::default()
+        }
+    }
+
+    /// This node's own failure detector had no answer.
+    ///
+    /// # Errors
+    /// Why it changes nothing.
+    pub fn accuse(
+        &self,
+        id: &NodeId,
+        incarnation: u32,
+        evidence: Evidence,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Verdict {
+        let from = self.local.id.shared_name().clone();
+        self.suspect(&Suspect { id: id.clone(), incarnation, from, evidence }, now, rng)
+    }
+
+    /// One member as another node's full state tells it. Its dead ones are suspects here: each node decides
+    /// for itself.
+    ///
+    /// # Errors
+    /// Why it changes nothing.
+    pub fn merge(&self, remote: &Remembered, now: Instant, rng: &mut impl Rng) -> Verdict {
+        let Alive { id, incarnation, .. } = &remote.alive;
+        match remote.state {
+            MemberState::Alive => self.alive(&remote.alive, now, rng),
+            MemberState::Suspect | MemberState::Dead => {
+                self.accuse(id, *incarnation, Evidence::PushPull, now, rng)
+            }
+            MemberState::Left => {
+                let name = id.shared_name();
+                let farewell = Dead {
+                    id: id.clone(),
+                    incarnation: *incarnation,
+                    from: name.clone(),
+                    by: name.clone(),
+                    confirmed_by: Vec::new(),
+                    evidence: Evidence::Announced,
+                };
+                self.dead(&farewell, now, rng)
+            }
+        }
+    }
+
+    /// This node says something else about itself.
+    ///
+    /// # Errors
+    /// [`Ignored::Leaving`] once it has left.
+    pub fn update(&self, tags: Option<Tags>, meta: Option<Bytes>, rng: &mut impl Rng) -> Verdict {
+        if self.leaving {
+            return Err(Ignored::Leaving);
+        }
+        let mut local = self.above(self.local.incarnation, rng);
+        local.tags = tags.unwrap_or(local.tags);
+        local.meta = meta.unwrap_or(local.meta);
+        let local = Arc::new(local);
+        let change = Change::Updated { member: local.clone(), before: self.local.clone() };
+        Ok(Decision { changes: SmallVec::from_iter([change]), ..self.announce(local) })
+    }
+
+    /// This node leaves.
+    ///
+    /// # Errors
+    /// [`Ignored::Leaving`] once it has left.
+    pub fn leave(&self, now: Instant) -> Verdict {
+        if self.leaving {
+            return Err(Ignored::Leaving);
+        }
+        let local = Arc::new(self.local.turned(MemberState::Left, self.local.incarnation, now));
+        Ok(Decision {
+            broadcast: Some((local.id.shared_name().clone(), Message::Dead(Dead::farewell(&local)))),
+            changes: SmallVec::from_iter([Change::Left(local.clone())]),
+            put: Some(local),
+            leave: true,
+            ..Decision::default()
+        })
+    }
+
+    /// What this node says of a suspect.
+    fn own_suspicion(&self, member: &Member, evidence: Evidence) -> Suspect {
+        Suspect {
+            id: member.id.clone(),
+            incarnation: member.incarnation,
+            from: self.local.id.shared_name().clone(),
+            evidence,
+        }
+    }
+
+    fn hearsay_of_death(&self, record: &Member) -> Dead {
+        let from = self.local.id.shared_name().clone();
+        Dead {
+            id: record.id.clone(),
+            incarnation: record.incarnation,
+            by: from.clone(),
+            from,
+            confirmed_by: Vec::new(),
+            evidence: Evidence::Hearsay,
+        }
+    }
+}

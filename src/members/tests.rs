@@ -1,0 +1,561 @@
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
+
+use super::*;
+use crate::{
+    accusation::Evidence,
+    member::{MAX_INCARNATION_STEP, PackedTags, Tags, Versions},
+    wire::message::{Alive, Message, Remembered, Suspect},
+};
+
+const SELF_RUN: u64 = 11;
+const RUN: u64 = 7;
+
+/// A table under test, and what it has answered.
+struct Bench {
+    table: Members,
+    now: Instant,
+    rng: Xoshiro256PlusPlus,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(Config::lan())
+    }
+
+    fn with(config: Config) -> Self {
+        let now = Instant::now();
+        let local = Member::new(NodeId::new("self", SELF_RUN), addr(1), 1, now);
+        Self {
+            table: Members::new(Arc::new(config), local, 5),
+            now,
+            rng: Xoshiro256PlusPlus::seed_from_u64(1),
+        }
+    }
+
+    /// A table with `x` alive at incarnation 5, and four others so that confirmations count.
+    fn with_x() -> Self {
+        let mut bench = Self::new();
+        for i in 0..4 {
+            bench.alive(alive(&format!("other{i}"), RUN, 1, 50 + i)).unwrap();
+        }
+        bench.alive(alive("x", RUN, 5, 2)).unwrap();
+        bench
+    }
+
+    fn apply(&mut self, verdict: Verdict) -> Result<Effects, Ignored> {
+        verdict.map(|decision| self.table.apply(decision, self.now))
+    }
+
+    fn alive(&mut self, m: Alive) -> Result<Effects, Ignored> {
+        let verdict = self.table.alive(&m, self.now, &mut self.rng);
+        self.apply(verdict)
+    }
+
+    fn suspect(&mut self, name: &str, run: u64, incarnation: u32, from: &str) -> Result<Effects, Ignored> {
+        let m = Suspect {
+            id: NodeId::new(name, run),
+            incarnation,
+            from: from.into(),
+            evidence: Evidence::Hearsay,
+        };
+        let verdict = self.table.suspect(&m, self.now, &mut self.rng);
+        self.apply(verdict)
+    }
+
+    fn dead(&mut self, name: &str, run: u64, incarnation: u32, from: &str) -> Result<Effects, Ignored> {
+        let m = Dead {
+            id: NodeId::new(name, run),
+            incarnation,
+            from: from.into(),
+            by: from.into(),
+            confirmed_by: Vec::new(),
+            evidence: Evidence::Hearsay,
+        };
+        let verdict = self.table.dead(&m, self.now, &mut self.rng);
+        self.apply(verdict)
+    }
+
+    fn merge(&mut self, alive: Alive, state: MemberState) -> Result<Effects, Ignored> {
+        let verdict = self.table.merge(&Remembered { alive, state }, self.now, &mut self.rng);
+        self.apply(verdict)
+    }
+
+    fn update(&mut self, meta: &'static [u8]) -> Result<Effects, Ignored> {
+        let verdict = self.table.update(None, Some(Bytes::from_static(meta)), &mut self.rng);
+        self.apply(verdict)
+    }
+
+    fn leave(&mut self) -> Result<Effects, Ignored> {
+        let verdict = self.table.leave(self.now);
+        self.apply(verdict)
+    }
+
+    /// Lets time pass as an actor does: it wakes at each deadline.
+    fn wait(&mut self, time: Duration) -> Vec<Change> {
+        let end = self.now + time;
+        let mut changes = Vec::new();
+        loop {
+            self.now = self.table.due().max(self.now).min(end);
+            while let Some(decision) = self.table.on_time(self.now, &mut self.rng) {
+                changes.extend(self.table.apply(decision, self.now).changes.into_iter().map(|(_, c)| c));
+            }
+            if self.now == end {
+                return changes;
+            }
+        }
+    }
+
+    fn state(&self, name: &str) -> Option<(MemberState, u32)> {
+        self.table.roster().get(name).map(|m| (m.state, m.incarnation))
+    }
+}
+
+fn addr(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, n], 7946))
+}
+
+fn alive(name: &str, run: u64, incarnation: u32, host: u8) -> Alive {
+    Alive {
+        id: NodeId::new(name, run),
+        incarnation,
+        addr: addr(host),
+        tags: PackedTags::default(),
+        meta: Bytes::new(),
+        versions: Versions::CURRENT,
+    }
+}
+
+fn names(effects: &Effects) -> Vec<&'static str> {
+    effects
+        .changes
+        .iter()
+        .map(|(_, change)| match change {
+            Change::Joined(_) => "joined",
+            Change::Updated { .. } => "updated",
+            Change::Suspected { .. } => "suspected",
+            Change::Refuted(_) => "refuted",
+            Change::Left(_) => "left",
+            Change::Dead { .. } => "dead",
+            Change::Reaped(_) => "reaped",
+            Change::Conflict { .. } => "conflict",
+        })
+        .collect()
+}
+
+use MemberState::{Alive as A, Dead as D, Left as L, Suspect as S};
+
+#[test]
+fn news_of_an_unknown_member_is_a_join_and_is_passed_on() {
+    let mut bench = Bench::new();
+    let effects = bench.alive(alive("x", RUN, 1, 2)).unwrap();
+    assert_eq!(names(&effects), ["joined"]);
+    assert!(matches!(effects.broadcast, Some((name, Message::Alive(_))) if &*name == "x"));
+    assert_eq!(bench.state("x"), Some((A, 1)));
+}
+
+#[test]
+fn events_are_numbered_without_a_gap() {
+    let mut bench = Bench::new();
+    let before = bench.table.view().rev();
+    for i in 1..5u64 {
+        let effects = bench.alive(alive(&format!("n{i}"), RUN, 1, 2)).unwrap();
+        assert_eq!(effects.changes[0].0, before + i);
+    }
+    assert_eq!(bench.table.view().rev(), before + 4);
+}
+
+#[test]
+fn only_a_higher_incarnation_clears_a_suspect() {
+    let mut bench = Bench::with_x();
+    bench.suspect("x", RUN, 5, "a").unwrap();
+    // It is told of the accusation once, and not again and again.
+    let told = bench.alive(alive("x", RUN, 5, 2)).unwrap();
+    assert!(matches!(told.tell, Some((to, Message::Suspect(_))) if to == addr(2)));
+    assert_eq!(bench.alive(alive("x", RUN, 5, 2)).unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.state("x"), Some((S, 5)));
+    assert_eq!(names(&bench.alive(alive("x", RUN, 6, 2)).unwrap()), ["refuted"]);
+    assert_eq!(bench.state("x"), Some((A, 6)));
+    assert!(bench.wait(Duration::from_secs(100)).is_empty(), "the suspicion must have ended");
+}
+
+#[test]
+fn the_same_news_twice_changes_nothing() {
+    let mut bench = Bench::with_x();
+    let since = bench.table.roster().get("x").unwrap().since;
+    assert_eq!(bench.alive(alive("x", RUN, 5, 2)).unwrap_err(), Ignored::Stale);
+    bench.now += Duration::from_secs(1);
+    let effects = bench.alive(alive("x", RUN, 6, 2)).unwrap();
+    assert!(effects.changes.is_empty());
+    assert_eq!(bench.table.roster().get("x").unwrap().since, since, "the state did not change");
+}
+
+#[test]
+fn changed_metadata_tags_or_versions_are_an_update() {
+    let mut bench = Bench::with_x();
+    let mut m = alive("x", RUN, 6, 2);
+    m.meta = Bytes::from_static(b"new");
+    assert_eq!(names(&bench.alive(m.clone()).unwrap()), ["updated"]);
+    m.incarnation += 1;
+    m.tags = PackedTags::pack(&Tags::from([("k".into(), "v".into())]));
+    assert_eq!(names(&bench.alive(m.clone()).unwrap()), ["updated"]);
+    m.incarnation += 1;
+    m.versions = Versions::from_bytes([1, 2, 2, 0, 0, 0]);
+    assert_eq!(names(&bench.alive(m).unwrap()), ["updated"]);
+}
+
+#[test]
+fn a_suspect_that_does_not_refute_is_dead_when_its_time_is_up() {
+    let mut bench = Bench::with_x();
+    assert_eq!(names(&bench.suspect("x", RUN, 5, "a").unwrap()), ["suspected"]);
+    assert!(bench.wait(Duration::from_secs(23)).is_empty());
+    let changes = bench.wait(Duration::from_secs(2));
+    let [Change::Dead { member, why }] = &changes[..] else { panic!("{changes:?}") };
+    assert_eq!((member.state, &*why.by), (D, "a"));
+    assert_eq!(why.confirmed_by.len(), 0);
+}
+
+#[test]
+fn confirmations_of_others_shorten_a_suspicion_and_are_passed_on() {
+    let mut bench = Bench::with_x();
+    bench.suspect("x", RUN, 5, "a").unwrap();
+    assert_eq!(bench.suspect("x", RUN, 5, "a").unwrap_err(), Ignored::Stale);
+    assert!(bench.suspect("x", RUN, 5, "b").unwrap().broadcast.is_some());
+    let effects = bench.suspect("x", RUN, 5, "c").unwrap();
+    assert_eq!(effects.confirmed.unwrap().1.confirmed_by, ["b".into(), "c".into()]);
+    assert_eq!(bench.suspect("x", RUN, 5, "d").unwrap_err(), Ignored::Stale);
+    let changes = bench.wait(Duration::from_millis(4001));
+    assert!(matches!(&changes[..], [Change::Dead { why, .. }] if why.confirmed_by.len() == 2), "{changes:?}");
+}
+
+#[test]
+fn accusations_of_strangers_of_old_incarnations_and_of_the_gone_change_nothing() {
+    let mut bench = Bench::with_x();
+    assert_eq!(bench.suspect("nobody", RUN, 1, "a").unwrap_err(), Ignored::Unknown);
+    assert_eq!(bench.suspect("x", RUN, 4, "a").unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.dead("x", RUN, 4, "a").unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.dead("nobody", RUN, 4, "a").unwrap_err(), Ignored::Unknown);
+    bench.dead("x", RUN, 5, "a").unwrap();
+    assert_eq!(bench.suspect("x", RUN, 5, "a").unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.dead("x", RUN, 5, "b").unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.state("x"), Some((D, 5)));
+}
+
+#[test]
+fn a_word_of_death_counts_at_once_and_a_farewell_makes_a_member_left() {
+    let mut bench = Bench::with_x();
+    assert_eq!(names(&bench.dead("x", RUN, 5, "a").unwrap()), ["dead"]);
+    bench.alive(alive("y", RUN, 1, 3)).unwrap();
+    assert_eq!(names(&bench.dead("y", RUN, 1, "y").unwrap()), ["left"]);
+    assert_eq!(bench.state("y"), Some((L, 1)));
+    assert_eq!(bench.dead("y", RUN, 1, "a").unwrap_err(), Ignored::Stale, "left stays left");
+}
+
+#[test]
+fn the_dead_come_back_with_a_higher_incarnation_only() {
+    let mut bench = Bench::with_x();
+    bench.dead("x", RUN, 5, "a").unwrap();
+    let told = bench.alive(alive("x", RUN, 5, 2)).unwrap();
+    assert!(matches!(told.tell, Some((_, Message::Dead(_)))), "it may refute");
+    assert_eq!(bench.state("x"), Some((D, 5)));
+    assert_eq!(names(&bench.alive(alive("x", RUN, 6, 2)).unwrap()), ["joined"]);
+}
+
+#[test]
+fn this_node_refutes_what_is_said_of_it() {
+    let mut bench = Bench::with_x();
+    for (accused, next) in [(1, 2), (7, 8)] {
+        let effects = bench.suspect("self", SELF_RUN, accused, "a").unwrap();
+        assert!(effects.refuted);
+        assert!(matches!(effects.broadcast, Some((_, Message::Alive(m))) if m.incarnation == next));
+    }
+    assert!(bench.dead("self", SELF_RUN, 8, "a").unwrap().refuted);
+    assert_eq!(bench.state("self"), Some((A, 9)));
+    assert_eq!(bench.suspect("self", SELF_RUN, 8, "a").unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.table.local().incarnation, 9);
+}
+
+#[test]
+fn an_accuser_that_has_missed_a_refutation_is_told_again_once_in_a_while() {
+    let mut bench = Bench::with_x();
+    bench.suspect("self", SELF_RUN, 1, "x").unwrap();
+    let told = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
+    assert!(matches!(told.tell, Some((to, Message::Alive(m))) if to == addr(2) && m.incarnation == 2));
+    assert!(!told.refuted && told.broadcast.is_none());
+    assert_eq!(bench.dead("self", SELF_RUN, 1, "x").unwrap_err(), Ignored::Stale);
+    bench.now += Duration::from_secs(1);
+    assert!(bench.dead("self", SELF_RUN, 1, "x").unwrap().tell.is_some());
+    assert_eq!(bench.suspect("self", SELF_RUN, 1, "stranger").unwrap_err(), Ignored::Stale);
+}
+
+#[test]
+fn foreign_news_about_this_node_is_outbid_and_its_own_echo_is_not() {
+    let mut bench = Bench::new();
+    let mut echo = alive("self", SELF_RUN, 1, 1);
+    assert_eq!(bench.alive(echo.clone()).unwrap_err(), Ignored::Stale);
+    echo.meta = Bytes::from_static(b"before the restart");
+    assert!(bench.alive(echo).unwrap().refuted);
+    assert_eq!(bench.table.local().incarnation, 2);
+    assert!(bench.table.local().meta.is_empty());
+}
+
+#[test]
+fn a_new_run_at_the_same_address_outbids_the_old_one_that_it_is_shown() {
+    let mut bench = Bench::with_x();
+    let effects = bench.alive(alive("x", RUN + 1, 1, 2)).unwrap();
+    let Some((to, Message::Alive(shown))) = effects.tell else { panic!("{effects:?}") };
+    assert_eq!((to, shown.id.run(), shown.incarnation), (addr(2), RUN, 5));
+    let effects = bench.alive(alive("x", RUN + 1, 6, 2)).unwrap();
+    assert_eq!(names(&effects), ["dead", "joined"], "one node went, another came");
+    assert_eq!(bench.alive(alive("x", RUN, 5, 2)).unwrap_err(), Ignored::Tombstone);
+
+    // The other side: a restarted node is shown what is left of its last run.
+    let mut bench = Bench::new();
+    assert!(bench.alive(alive("self", SELF_RUN + 1, 5, 1)).unwrap().refuted);
+    assert_eq!(bench.table.local().incarnation, 6);
+    assert_eq!(bench.table.local().id.run(), SELF_RUN);
+}
+
+#[test]
+fn a_new_run_takes_the_place_of_the_dead_and_the_left_at_any_address() {
+    for from in ["a", "x"] {
+        let mut bench = Bench::with_x();
+        bench.dead("x", RUN, 5, from).unwrap();
+        assert_eq!(names(&bench.alive(alive("x", RUN + 1, 1, 99)).unwrap()), ["joined"]);
+        assert_eq!(bench.state("x"), Some((A, 1)));
+    }
+}
+
+#[test]
+fn a_name_that_is_there_is_not_taken_from_another_address() {
+    let mut bench = Bench::with_x();
+    for rival in [alive("x", RUN + 1, 9, 99), alive("x", RUN, 9, 98)] {
+        assert_eq!(names(&bench.alive(rival.clone()).unwrap()), ["conflict"]);
+        assert_eq!(bench.alive(rival).unwrap_err(), Ignored::NameTaken, "reported once in a while");
+        bench.now += Duration::from_secs(1);
+    }
+    assert_eq!(bench.state("x"), Some((A, 5)));
+    assert_eq!(names(&bench.alive(alive("self", 1, 9, 99)).unwrap()), ["conflict"]);
+    assert_eq!(bench.table.local().incarnation, 1);
+}
+
+#[test]
+fn the_same_run_reclaims_its_name_elsewhere_only_after_the_reclaim_time() {
+    let config = Config { dead_node_reclaim_time: Duration::from_secs(10), ..Config::lan() };
+    let mut bench = Bench::with(config);
+    bench.alive(alive("x", RUN, 5, 2)).unwrap();
+    bench.dead("x", RUN, 5, "a").unwrap();
+    assert_eq!(names(&bench.alive(alive("x", RUN, 6, 3)).unwrap()), ["conflict"]);
+    bench.wait(Duration::from_secs(11));
+    assert_eq!(names(&bench.alive(alive("x", RUN, 6, 3)).unwrap()), ["joined"]);
+}
+
+#[test]
+fn whoever_reports_a_former_run_of_this_node_dead_is_reminded_of_the_present_one() {
+    let mut bench = Bench::new();
+    let effects = bench.dead("self", SELF_RUN + 1, 3, "a").unwrap();
+    assert!(matches!(effects.broadcast, Some((_, Message::Alive(m))) if m.id.run() == SELF_RUN));
+    assert!(!effects.refuted);
+    assert_eq!(bench.dead("self", SELF_RUN + 1, 3, "a").unwrap_err(), Ignored::OtherRun);
+}
+
+#[test]
+fn the_gone_are_forgotten_after_their_time() {
+    let hours = |n: u64| Duration::from_secs(3600 * n);
+    let mut bench = Bench::with_x();
+    bench.alive(alive("y", RUN, 1, 3)).unwrap();
+    bench.dead("x", RUN, 5, "a").unwrap();
+    bench.dead("y", RUN, 1, "y").unwrap();
+    assert!(matches!(&bench.wait(hours(25))[..], [Change::Reaped(id)] if id.name() == "y"));
+    assert!(matches!(&bench.wait(hours(48))[..], [Change::Reaped(id)] if id.name() == "x"));
+    assert_eq!(bench.state("x"), None);
+}
+
+#[test]
+fn a_member_that_came_back_is_not_forgotten() {
+    let mut bench = Bench::with_x();
+    bench.dead("x", RUN, 5, "a").unwrap();
+    bench.alive(alive("x", RUN, 6, 2)).unwrap();
+    assert!(bench.wait(Duration::from_secs(100 * 3600)).is_empty());
+}
+
+#[test]
+fn weak_point_45_a_full_table_takes_nobody_in_but_for_the_longest_gone_and_never_forgets_the_living() {
+    let mut bench = Bench::with(Config { max_members: 3, ..Config::lan() });
+    bench.alive(alive("x", RUN, 1, 2)).unwrap();
+    bench.alive(alive("y", RUN, 1, 3)).unwrap();
+    assert_eq!(bench.alive(alive("z", RUN, 1, 4)).unwrap_err(), Ignored::TableFull);
+    bench.dead("x", RUN, 1, "a").unwrap();
+    assert_eq!(names(&bench.alive(alive("z", RUN, 1, 4)).unwrap()), ["reaped", "joined"]);
+    assert_eq!(bench.table.roster().len(), 3);
+}
+
+#[test]
+fn a_full_state_of_another_node_is_read_with_doubt() {
+    let mut bench = Bench::with_x();
+    for (name, run) in [("s", 1), ("d", 1), ("l", 1)] {
+        bench.alive(alive(name, run, 1, 9)).unwrap();
+    }
+    assert_eq!(names(&bench.merge(alive("new", 1, 1, 8), A).unwrap()), ["joined"]);
+    for (name, state) in [("s", S), ("d", D)] {
+        let effects = bench.merge(alive(name, 1, 1, 9), state).unwrap();
+        let [(_, Change::Suspected { why, .. })] = &effects.changes[..] else { panic!() };
+        assert_eq!((&*why.by, why.evidence), ("self", Evidence::PushPull));
+    }
+    assert_eq!(names(&bench.merge(alive("l", 1, 1, 9), L).unwrap()), ["left"]);
+    assert_eq!(bench.merge(alive("unknown", 1, 1, 9), D).unwrap_err(), Ignored::Unknown);
+}
+
+#[test]
+fn when_this_node_did_not_run_its_suspects_get_their_time_back() {
+    let mut bench = Bench::with_x();
+    bench.suspect("x", RUN, 5, "a").unwrap();
+    bench.now += Duration::from_secs(600);
+    assert!(bench.table.on_time(bench.now, &mut bench.rng).is_none(), "x could not reach a stopped node");
+    assert_eq!(bench.state("x"), Some((S, 5)));
+    assert_eq!(bench.wait(Duration::from_secs(25)).len(), 1);
+}
+
+#[test]
+fn leaving_is_said_once_and_nothing_is_said_after() {
+    let mut bench = Bench::with_x();
+    let effects = bench.leave().unwrap();
+    assert_eq!(names(&effects), ["left"]);
+    assert!(matches!(effects.broadcast, Some((_, Message::Dead(m))) if m.is_farewell()));
+    assert_eq!(bench.leave().unwrap_err(), Ignored::Leaving);
+    assert_eq!(bench.suspect("self", SELF_RUN, 1, "a").unwrap_err(), Ignored::Leaving);
+    assert_eq!(bench.dead("self", SELF_RUN, 1, "a").unwrap_err(), Ignored::Leaving);
+    assert_eq!(bench.alive(alive("self", SELF_RUN, 9, 1)).unwrap_err(), Ignored::Leaving);
+    assert_eq!(bench.update(b"late").unwrap_err(), Ignored::Leaving);
+}
+
+#[test]
+fn weak_point_04_the_state_that_users_see_is_the_state_that_is_held() {
+    let mut bench = Bench::with_x();
+    bench.suspect("x", RUN, 5, "a").unwrap();
+    assert_eq!(bench.table.view().get("x").unwrap().state, S);
+    let changes = bench.wait(Duration::from_secs(30));
+    assert!(matches!(&changes[..], [Change::Dead { member, .. }] if member.state == D));
+    assert_eq!(bench.table.view().get("x").unwrap().state, D);
+}
+
+#[test]
+fn weak_point_05_unsound_versions_never_enter_the_table() {
+    let mut bench = Bench::new();
+    for bytes in [[0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], [2, 1, 1, 0, 0, 0]] {
+        let m = Alive { versions: Versions::from_bytes(bytes), ..alive("x", RUN, 1, 2) };
+        assert_eq!(bench.alive(m).unwrap_err(), Ignored::Versions);
+    }
+    assert_eq!(bench.table.roster().len(), 1);
+}
+
+#[test]
+fn weak_point_06_incarnation_zero_leaves_no_ghost() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.alive(alive("x", RUN, 0, 2)).unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.state("x"), None);
+}
+
+#[test]
+fn weak_point_07_the_two_forms_of_an_address_are_no_conflict() {
+    let mut bench = Bench::with_x();
+    let mut m = alive("x", RUN, 6, 2);
+    m.addr = "[::ffff:10.0.0.2]:7946".parse().unwrap();
+    let effects = bench.alive(m).unwrap();
+    assert!(effects.changes.is_empty());
+    assert_eq!(bench.table.roster().get("x").unwrap().addr, addr(2));
+}
+
+#[test]
+fn weak_point_08_a_refutation_is_queued_under_the_name_and_never_wraps() {
+    let mut bench = Bench::new();
+    let effects = bench.suspect("self", SELF_RUN, 1, "a").unwrap();
+    assert_eq!(&*effects.broadcast.unwrap().0, "self");
+    while bench.table.local().id.run() == SELF_RUN {
+        let own = bench.table.local().incarnation;
+        let accused = own.saturating_add(MAX_INCARNATION_STEP);
+        bench.suspect("self", SELF_RUN, accused, "a").unwrap();
+    }
+    assert_eq!(bench.table.local().incarnation, 1, "at the end of the numbers it is another run");
+}
+
+#[test]
+fn weak_point_09_an_update_outbids_an_accusation_that_comes_between() {
+    let mut bench = Bench::new();
+    bench.update(b"one").unwrap();
+    bench.suspect("self", SELF_RUN, 2, "a").unwrap();
+    let effects = bench.update(b"two").unwrap();
+    let Some((_, Message::Alive(m))) = effects.broadcast else { panic!() };
+    assert_eq!((m.incarnation, &m.meta[..]), (4, &b"two"[..]));
+}
+
+#[test]
+fn weak_point_11_a_node_that_left_still_knows_itself_and_answers_errors() {
+    let mut bench = Bench::new();
+    bench.leave().unwrap();
+    bench.wait(Duration::from_secs(100 * 3600));
+    assert_eq!(bench.table.local().state, L);
+    assert!(bench.table.view().get("self").is_some());
+    assert_eq!(bench.update(b"x").unwrap_err(), Ignored::Leaving);
+}
+
+#[test]
+fn weak_point_12_old_news_from_an_old_address_does_not_revive_one_that_left() {
+    let mut bench = Bench::with_x();
+    bench.dead("x", RUN, 5, "x").unwrap();
+    assert_eq!(bench.alive(alive("x", RUN, 4, 99)).unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.state("x"), Some((L, 5)));
+}
+
+#[test]
+fn weak_point_13_a_forgotten_member_does_not_return_by_old_news() {
+    let mut bench = Bench::with_x();
+    bench.dead("x", RUN, 5, "a").unwrap();
+    bench.wait(Duration::from_secs(73 * 3600));
+    assert_eq!(bench.state("x"), None);
+    assert_eq!(bench.alive(alive("x", RUN, 5, 2)).unwrap_err(), Ignored::Tombstone);
+    assert_eq!(names(&bench.alive(alive("x", RUN, 6, 2)).unwrap()), ["joined"], "it refutes");
+}
+
+#[test]
+fn weak_point_38_an_incarnation_far_above_the_known_one_is_refused() {
+    let mut bench = Bench::with_x();
+    for far in [u32::MAX, 5 + MAX_INCARNATION_STEP + 1] {
+        assert_eq!(bench.suspect("x", RUN, far, "a").unwrap_err(), Ignored::IncarnationStep);
+        assert_eq!(bench.dead("x", RUN, far, "a").unwrap_err(), Ignored::IncarnationStep);
+        assert_eq!(bench.alive(alive("x", RUN, far, 2)).unwrap_err(), Ignored::IncarnationStep);
+        assert_eq!(bench.suspect("self", SELF_RUN, far, "a").unwrap_err(), Ignored::IncarnationStep);
+        assert_eq!(bench.alive(alive("self", SELF_RUN, far, 1)).unwrap_err(), Ignored::IncarnationStep);
+    }
+    assert_eq!((bench.state("x"), bench.table.local().incarnation), (Some((A, 5)), 1));
+    assert_eq!(bench.alive(alive("new", RUN, u32::MAX, 3)).unwrap_err(), Ignored::IncarnationStep);
+}
+
+#[test]
+fn evidence_of_a_higher_incarnation_closes_the_gap_for_older_news() {
+    // Dead at 5; the cluster has seen it alive, and accused, up to 8. News of 7 must not revive it.
+    let mut bench = Bench::with_x();
+    bench.dead("x", RUN, 5, "a").unwrap();
+    assert!(bench.dead("x", RUN, 8, "b").unwrap().changes.is_empty());
+    assert_eq!(bench.state("x"), Some((D, 8)));
+    assert!(bench.alive(alive("x", RUN, 7, 2)).is_ok_and(|effects| effects.changes.is_empty()));
+    assert_eq!(bench.state("x"), Some((D, 8)));
+    // The same for a suspect.
+    bench.alive(alive("y", RUN, 1, 3)).unwrap();
+    bench.suspect("y", RUN, 1, "a").unwrap();
+    bench.suspect("y", RUN, 4, "a").unwrap();
+    assert_eq!(bench.state("y"), Some((S, 4)));
+}
+
+#[test]
+fn a_decision_that_is_not_applied_changes_nothing() {
+    let mut bench = Bench::with_x();
+    let (rev, version) = (bench.table.view().rev(), bench.table.version());
+    let _ =
+        bench.table.dead(&Dead::farewell(bench.table.roster().get("x").unwrap()), bench.now, &mut bench.rng);
+    let _ = bench.table.leave(bench.now);
+    assert_eq!((bench.table.view().rev(), bench.table.version()), (rev, version));
+    assert_eq!(bench.state("x"), Some((A, 5)));
+}

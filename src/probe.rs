@@ -1,0 +1,561 @@
+//! The failure detector: who is probed when, and what an answer or its absence means (SWIM, section 3;
+//! Lifeguard, section IV).
+//!
+//! ```text
+//!                    ack                                    ack, or the stream answers
+//!            ┌────────────────► fine                    ┌───────────────────────────► fine
+//!            │                                          │
+//!   ping ────┤ probe_timeout    ┌─ indirect pings ──────┤
+//!            └────────────────► ┤                       │ probe_interval × (score + 1)
+//!                               └─ ping over a stream ──┴───────────────────────────► accuse
+//! ```
+//!
+//! A helper's answer carries a number that only this helper was given, so that it counts once.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rand::{Rng, RngExt, seq::SliceRandom};
+use smallvec::{SmallVec, smallvec};
+
+use crate::{
+    accusation::Evidence,
+    awareness::Awareness,
+    config::Config,
+    gossip::Piggyback,
+    member::{Member, MemberState, NodeId},
+    view::View,
+    wire::message::{Ack, Dead, IndirectPing, Message, Nack, Ping, Suspect},
+};
+
+/// What the failure detector wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send messages in one packet.
+    Send {
+        /// Where to.
+        to: SocketAddr,
+        /// What.
+        messages: SmallVec<[Message; 1]>,
+        /// Whether news may travel along.
+        piggyback: Piggyback,
+        /// The number of the ping among them, if its failure to leave is to be reported.
+        report: Option<u32>,
+    },
+    /// Ping over a stream, and report whether there was an answer in time.
+    StreamPing {
+        /// Number of the ping.
+        seq: u32,
+        /// Whom.
+        target: NodeId,
+        /// Where.
+        addr: SocketAddr,
+        /// Until when.
+        deadline: Instant,
+    },
+    /// A member did not answer.
+    Accuse {
+        /// Who.
+        id: NodeId,
+        /// The incarnation that was probed.
+        incarnation: u32,
+        /// What was seen.
+        evidence: Evidence,
+    },
+    /// A member answered a direct ping.
+    Measured {
+        /// Who.
+        id: NodeId,
+        /// Time from the ping to its answer.
+        rtt: Duration,
+    },
+    /// A member answered over a stream though no datagram came through: its UDP is cut.
+    UdpLost {
+        /// Who.
+        id: NodeId,
+    },
+}
+
+type Actions = SmallVec<[Action; 4]>;
+
+/// Why a message to the failure detector led to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Unheard {
+    /// A ping for somebody else, or for another run.
+    NotForMe,
+    /// An answer to nothing that was asked, or to something long decided.
+    UnknownSequence,
+    /// An indirect ping of somebody who is no member at that address.
+    UnknownTarget,
+    /// More indirect pings than are carried out at once.
+    TooManyRelays,
+}
+
+impl Unheard {
+    /// Each of them.
+    pub const ALL: [Self; 4] =
+        [Self::NotForMe, Self::UnknownSequence, Self::UnknownTarget, Self::TooManyRelays];
+
+    /// The name under which it is counted.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotForMe => "not_for_me",
+            Self::UnknownSequence => "unknown_sequence",
+            Self::UnknownTarget => "unknown_target",
+            Self::TooManyRelays => "too_many_relays",
+        }
+    }
+}
+
+/// What an answer with some number is the answer to.
+#[derive(Clone, Copy, Debug)]
+enum Expected {
+    Direct,
+    Helper(usize),
+    Relay,
+}
+
+#[derive(Debug)]
+struct Round {
+    target: Arc<Member>,
+    seq: u32,
+    sent: Instant,
+    phase: Phase,
+    deadline: Instant,
+    helpers: SmallVec<[Helper; 4]>,
+    direct: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Waits for the answer to the direct ping until then.
+    Direct(Instant),
+    /// Waits for any answer until the deadline.
+    Indirect,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Helper {
+    seq: u32,
+    nacked: bool,
+}
+
+/// An indirect ping that is carried out for somebody.
+#[derive(Debug)]
+struct Relay {
+    asker: SocketAddr,
+    asker_seq: u32,
+    piggyback: Piggyback,
+    nacked: bool,
+    expires: Instant,
+}
+
+/// The failure detector of one node.
+#[derive(Debug)]
+pub struct Detector {
+    config: Arc<Config>,
+    health: Awareness,
+    order: Vec<Arc<str>>,
+    cursor: usize,
+    next_probe: Option<Instant>,
+    round: Option<Round>,
+    expected: BTreeMap<u32, Expected>,
+    relays: BTreeMap<u32, Relay>,
+    relay_due: BTreeSet<(Instant, u32)>,
+    degraded: u64,
+}
+
+impl Detector {
+    /// A detector that starts its first round at a random moment of the first interval.
+    pub fn new(config: Arc<Config>, now: Instant, rng: &mut impl Rng) -> Self {
+        let interval = config.probe_interval;
+        let next_probe = (!interval.is_zero()).then(|| now + interval.mul_f64(rng.random::<f64>()));
+        Self {
+            health: Awareness::new(config.awareness_max_multiplier),
+            config,
+            order: Vec::new(),
+            cursor: 0,
+            next_probe,
+            round: None,
+            expected: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            relay_due: BTreeSet::new(),
+            degraded: 0,
+        }
+    }
+
+    /// Local health: 0 is good.
+    pub fn score(&self) -> u32 {
+        self.health.score()
+    }
+
+    /// Rounds that were longer than the probe interval, because this node's health was doubtful.
+    pub fn degraded_rounds(&self) -> u64 {
+        self.degraded
+    }
+
+    /// Something outside of the probes speaks for (negative) or against (positive) this node's health.
+    pub fn doubt(&mut self, delta: i32) {
+        self.health.apply(delta);
+    }
+
+    /// Whether an answer with this number is waited for.
+    pub fn expects(&self, seq: u32) -> bool {
+        self.expected.contains_key(&seq)
+    }
+
+    /// A new member joins the order of probes at a random place, so that its first probe comes soon.
+    pub fn newcomer(&mut self, name: Arc<str>, members: usize, rng: &mut impl Rng) {
+        // Members that come and go often leave traces in the order until it is drawn anew.
+        if self.order.len() < 2 * members + 16 {
+            self.order.push(name);
+            let (last, place) = (self.order.len() - 1, rng.random_range(0..self.order.len()));
+            self.order.swap(last, place);
+        }
+    }
+
+    /// When [`Detector::on_time`] has something to do.
+    pub fn due(&self) -> Option<Instant> {
+        let round = self.round.as_ref().map(|round| match round.phase {
+            Phase::Direct(until) => until.min(round.deadline),
+            Phase::Indirect => round.deadline,
+        });
+        let probe = if round.is_some() { None } else { self.next_probe };
+        let relay = self.relay_due.first().map(|(at, _)| *at);
+        [round, probe, relay].into_iter().flatten().min()
+    }
+
+    /// Does what time asks for: starts a round, takes a round further, ends it; sends nacks.
+    pub fn on_time(&mut self, view: &View, now: Instant, rng: &mut impl Rng) -> Actions {
+        let mut actions = Actions::new();
+        self.relays_on_time(now, &mut actions);
+        if let Some(round) = &self.round {
+            match round.phase {
+                // When this node itself did not run for long, the answer may lie unread: the round is void.
+                _ if now > round.deadline + self.config.suspicion_base() / 2 => {
+                    self.end_round();
+                    self.health.apply(1);
+                }
+                _ if now >= round.deadline => self.fail(&mut actions),
+                Phase::Direct(until) if now >= until => self.ask_others(view, now, rng, &mut actions),
+                _ => {}
+            }
+        }
+        if self.round.is_none()
+            && let Some(at) = self.next_probe.filter(|at| now >= *at)
+        {
+            // Ticks that a long round has taken up are not made good.
+            let next = at + self.config.probe_interval;
+            self.next_probe = Some(if next > now { next } else { now + self.config.probe_interval });
+            self.start(view, now, rng, &mut actions);
+        }
+        actions
+    }
+
+    fn start(&mut self, view: &View, now: Instant, rng: &mut impl Rng, actions: &mut Actions) {
+        if view.local().state == MemberState::Left {
+            return;
+        }
+        let Some(target) = self.next_target(view, rng) else { return };
+        let interval = self.health.scale(self.config.probe_interval);
+        self.degraded += u64::from(self.health.score() > 0);
+        let seq = self.sequence(Expected::Direct, rng);
+        let mut messages: SmallVec<[Message; 1]> =
+            smallvec![Message::Ping(Ping { seq, target: target.id.clone(), from: view.local().id.clone() })];
+        if target.state == MemberState::Suspect {
+            // Lifeguard's buddy system: the suspect hears of it first, and can refute at once.
+            messages.push(Message::Suspect(Suspect {
+                id: target.id.clone(),
+                incarnation: target.incarnation,
+                from: view.local().id.shared_name().clone(),
+                evidence: Evidence::Hearsay,
+            }));
+        }
+        actions.push(Action::Send {
+            to: target.addr,
+            messages,
+            piggyback: Piggyback::Yes,
+            report: Some(seq),
+        });
+        self.round = Some(Round {
+            target,
+            seq,
+            sent: now,
+            phase: Phase::Direct(now + self.config.probe_timeout),
+            deadline: now + interval,
+            helpers: SmallVec::new(),
+            direct: true,
+        });
+    }
+
+    /// The next of the order that is there. At its end the order is drawn anew from the view.
+    fn next_target(&mut self, view: &View, rng: &mut impl Rng) -> Option<Arc<Member>> {
+        for _ in 0..2 {
+            while let Some(name) = self.order.get(self.cursor) {
+                self.cursor += 1;
+                let member = view.get(name).filter(|m| m.state.is_present() && m.id != view.local().id);
+                if let Some(member) = member {
+                    return Some(member.clone());
+                }
+            }
+            let local = view.local().name();
+            self.order =
+                view.alive().filter(|m| m.name() != local).map(|m| m.id.shared_name().clone()).collect();
+            self.order.shuffle(rng);
+            self.cursor = 0;
+        }
+        None
+    }
+
+    fn ask_others(&mut self, view: &View, now: Instant, rng: &mut impl Rng, actions: &mut Actions) {
+        let Some(mut round) = self.round.take() else { return };
+        round.phase = Phase::Indirect;
+        let local = view.local();
+        let checks = self.config.indirect_checks as usize;
+        let helpers = view.roster().sample(checks, rng, |m| {
+            m.state == MemberState::Alive && m.id != local.id && m.id != round.target.id
+        });
+        for (i, helper) in helpers.iter().enumerate() {
+            let seq = self.sequence(Expected::Helper(i), rng);
+            round.helpers.push(Helper { seq, nacked: false });
+            let request = IndirectPing {
+                seq,
+                target: round.target.id.clone(),
+                addr: round.target.addr,
+                from: local.id.clone(),
+            };
+            actions.push(Action::Send {
+                to: helper.addr,
+                messages: smallvec![Message::IndirectPing(request)],
+                piggyback: Piggyback::Yes,
+                report: None,
+            });
+        }
+        if !self.config.disable_tcp_pings && now < round.deadline {
+            actions.push(Action::StreamPing {
+                seq: round.seq,
+                target: round.target.id.clone(),
+                addr: round.target.addr,
+                deadline: round.deadline,
+            });
+        }
+        self.round = Some(round);
+    }
+
+    fn fail(&mut self, actions: &mut Actions) {
+        let Some(round) = self.end_round() else { return };
+        let helpers = round.helpers.len();
+        let nacks = round.helpers.iter().filter(|helper| helper.nacked).count();
+        // Each helper that does not even say that it has no answer makes it likelier that the fault is here.
+        self.health.apply(if helpers == 0 { 1 } else { (helpers - nacks) as i32 });
+        actions.push(Action::Accuse {
+            id: round.target.id.clone(),
+            incarnation: round.target.incarnation,
+            evidence: Evidence::NoAnswer { direct: round.direct, helpers: helpers as u8, nacks: nacks as u8 },
+        });
+    }
+
+    fn end_round(&mut self) -> Option<Round> {
+        let round = self.round.take()?;
+        self.expected.remove(&round.seq);
+        for helper in &round.helpers {
+            self.expected.remove(&helper.seq);
+        }
+        Some(round)
+    }
+
+    fn succeed(&mut self) -> Option<Round> {
+        self.health.apply(-1);
+        self.end_round()
+    }
+
+    /// A ping came in from `from`.
+    ///
+    /// # Errors
+    /// [`Unheard::NotForMe`].
+    pub fn ping(
+        &self,
+        ping: &Ping,
+        from: SocketAddr,
+        payload: &Bytes,
+        view: &View,
+    ) -> Result<Action, Unheard> {
+        if ping.target != view.local().id {
+            return Err(Unheard::NotForMe);
+        }
+        let asker = view.get(ping.from.name()).filter(|m| m.id == ping.from && m.addr == from);
+        let Some(asker) = asker else {
+            let messages = smallvec![Message::Ack(Ack { seq: ping.seq, payload: Bytes::new() })];
+            return Ok(Action::Send { to: from, messages, piggyback: Piggyback::No, report: None });
+        };
+        let mut messages: SmallVec<[Message; 1]> =
+            smallvec![Message::Ack(Ack { seq: ping.seq, payload: payload.clone() })];
+        messages.extend(accusation(asker, view.local()));
+        Ok(Action::Send { to: from, messages, piggyback: Piggyback::Yes, report: None })
+    }
+
+    /// An indirect ping came in from `from`. Only members are pinged for others, at the address known here.
+    ///
+    /// # Errors
+    /// [`Unheard::UnknownTarget`] or [`Unheard::TooManyRelays`].
+    pub fn indirect_ping(
+        &mut self,
+        request: &IndirectPing,
+        from: SocketAddr,
+        view: &View,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Result<Action, Unheard> {
+        let own = &view.local().id;
+        let known = |m: &&Arc<Member>| {
+            m.id == request.target && m.addr == request.addr && m.state != MemberState::Left && m.id != *own
+        };
+        let target = view.get(request.target.name()).filter(known).ok_or(Unheard::UnknownTarget)?;
+        if self.relays.len() >= self.config.max_relays {
+            return Err(Unheard::TooManyRelays);
+        }
+        let asker = view.get(request.from.name()).is_some_and(|m| m.id == request.from && m.addr == from);
+        // A stranger may not use up the news that is meant for members by having them pinged.
+        let piggyback = if asker { Piggyback::Yes } else { Piggyback::No };
+        let seq = self.sequence(Expected::Relay, rng);
+        let relay = Relay {
+            asker: from,
+            asker_seq: request.seq,
+            piggyback,
+            nacked: false,
+            expires: now + self.config.suspicion_base().max(self.config.probe_timeout),
+        };
+        self.relays.insert(seq, relay);
+        self.relay_due.insert((now + self.config.nack_delay(), seq));
+        let ping = Ping { seq, target: target.id.clone(), from: view.local().id.clone() };
+        Ok(Action::Send {
+            to: target.addr,
+            messages: smallvec![Message::Ping(ping)],
+            piggyback,
+            report: None,
+        })
+    }
+
+    /// An answer came in.
+    ///
+    /// # Errors
+    /// [`Unheard::UnknownSequence`].
+    pub fn ack(&mut self, ack: &Ack, now: Instant) -> Result<Option<Action>, Unheard> {
+        match self.expected.get(&ack.seq).copied().ok_or(Unheard::UnknownSequence)? {
+            Expected::Relay => {
+                self.expected.remove(&ack.seq);
+                let relay = self.relays.remove(&ack.seq).ok_or(Unheard::UnknownSequence)?;
+                let answer = Ack { seq: relay.asker_seq, payload: Bytes::new() };
+                Ok(Some(Action::Send {
+                    to: relay.asker,
+                    messages: smallvec![Message::Ack(answer)],
+                    piggyback: relay.piggyback,
+                    report: None,
+                }))
+            }
+            Expected::Helper(_) => {
+                self.succeed();
+                Ok(None)
+            }
+            Expected::Direct => {
+                let round = self.succeed().ok_or(Unheard::UnknownSequence)?;
+                let rtt = now.saturating_duration_since(round.sent);
+                Ok(Some(Action::Measured { id: round.target.id.clone(), rtt }))
+            }
+        }
+    }
+
+    /// A helper has no answer so far.
+    ///
+    /// # Errors
+    /// [`Unheard::UnknownSequence`].
+    pub fn nack(&mut self, nack: &Nack) -> Result<(), Unheard> {
+        match (self.expected.get(&nack.seq), &mut self.round) {
+            (Some(Expected::Helper(i)), Some(round)) => {
+                round.helpers[*i].nacked = true;
+                Ok(())
+            }
+            _ => Err(Unheard::UnknownSequence),
+        }
+    }
+
+    /// The ping over a stream has ended, with an answer or without. An answer ends the round at once.
+    ///
+    /// # Errors
+    /// [`Unheard::UnknownSequence`].
+    pub fn stream_ping(&mut self, seq: u32, answered: bool) -> Result<Option<Action>, Unheard> {
+        if !matches!(self.expected.get(&seq), Some(Expected::Direct)) {
+            return Err(Unheard::UnknownSequence);
+        }
+        Ok(if answered {
+            self.succeed().map(|round| Action::UdpLost { id: round.target.id.clone() })
+        } else {
+            None
+        })
+    }
+
+    /// The direct ping could not be sent: there is no use in waiting for its answer.
+    pub fn send_failed(&mut self, seq: u32, now: Instant) {
+        if let Some(round) = self.round.as_mut().filter(|round| round.seq == seq) {
+            round.direct = false;
+            if matches!(round.phase, Phase::Direct(_)) {
+                round.phase = Phase::Direct(now);
+            }
+        }
+    }
+
+    fn relays_on_time(&mut self, now: Instant, actions: &mut Actions) {
+        while let Some((at, seq)) = self.relay_due.first().copied().filter(|(at, _)| *at <= now) {
+            self.relay_due.remove(&(at, seq));
+            let Some(relay) = self.relays.get_mut(&seq) else { continue };
+            if !relay.nacked && now < relay.expires {
+                relay.nacked = true;
+                self.relay_due.insert((relay.expires, seq));
+                actions.push(Action::Send {
+                    to: relay.asker,
+                    messages: smallvec![Message::Nack(Nack { seq: relay.asker_seq })],
+                    piggyback: relay.piggyback,
+                    report: None,
+                });
+            } else {
+                self.relays.remove(&seq);
+                self.expected.remove(&seq);
+            }
+        }
+    }
+
+    /// A number that nobody can guess and that no other question has.
+    fn sequence(&mut self, expected: Expected, rng: &mut impl Rng) -> u32 {
+        loop {
+            let seq = rng.random();
+            if let std::collections::btree_map::Entry::Vacant(place) = self.expected.entry(seq) {
+                place.insert(expected);
+                return seq;
+            }
+        }
+    }
+}
+
+/// What a member is to be told that is held for suspect or dead: it hears of it first, and can refute at once
+/// (Lifeguard's buddy system). Whoever is pinged by somebody dead knows best that it runs.
+fn accusation(member: &Member, local: &Member) -> Option<Message> {
+    let (id, incarnation) = (member.id.clone(), member.incarnation);
+    let (from, evidence) = (local.id.shared_name().clone(), Evidence::Hearsay);
+    match member.state {
+        MemberState::Suspect => Some(Message::Suspect(Suspect { id, incarnation, from, evidence })),
+        MemberState::Dead => {
+            let (by, confirmed_by) = (from.clone(), Vec::new());
+            Some(Message::Dead(Dead { id, incarnation, from, by, confirmed_by, evidence }))
+        }
+        MemberState::Alive | MemberState::Left => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

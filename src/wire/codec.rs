@@ -1,0 +1,388 @@
+//! Messages to bytes and back. This is the only file that calls bincode, which is unmaintained: leaving it
+//! is a change of this file.
+//!
+//! What is decoded borrows from the bytes until it has been checked, so that a length can never make this
+//! node reserve memory for what is not there.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use bincode::{
+    BorrowDecode, Encode,
+    config::{self, Configuration, Limit, LittleEndian, Varint},
+    error::{DecodeError, EncodeError},
+};
+use bytes::Bytes;
+
+use super::{
+    WireError,
+    message::{Ack, Alive, Dead, IndirectPing, Message, Nack, Ping, Remembered, Suspect, UserBroadcast},
+    state::{Refusal, StateHeader},
+};
+use crate::{
+    accusation::Evidence,
+    member::{MAX_META, MemberState, NodeId, PackedTags, Versions, check_name},
+};
+
+/// Memory that one message may claim: well above any honest one, far below harm.
+const CLAIM: usize = 256 * 1024;
+
+type Config = Configuration<LittleEndian, Varint, Limit<CLAIM>>;
+
+const CONFIG: Config = config::standard().with_limit::<CLAIM>();
+
+/// The message does not fit into the room given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the message does not fit")]
+pub struct DoesNotFit;
+
+#[derive(Clone, Copy, Encode, BorrowDecode)]
+struct WireId<'a> {
+    name: &'a str,
+    run: [u8; 8],
+}
+
+impl<'a> From<&'a NodeId> for WireId<'a> {
+    fn from(id: &'a NodeId) -> Self {
+        Self { name: id.name(), run: id.run().to_le_bytes() }
+    }
+}
+
+impl WireId<'_> {
+    fn checked(self) -> Result<NodeId, WireError> {
+        Ok(NodeId::new(name(self.name)?, u64::from_le_bytes(self.run)))
+    }
+}
+
+fn name(text: &str) -> Result<Arc<str>, WireError> {
+    check_name(text).map_err(|_| WireError::Name)?;
+    Ok(text.into())
+}
+
+#[derive(Clone, Copy, Encode, BorrowDecode)]
+struct WireEvidence {
+    kind: u8,
+    details: [u8; 3],
+}
+
+impl From<Evidence> for WireEvidence {
+    fn from(evidence: Evidence) -> Self {
+        let kind = match evidence {
+            Evidence::NoAnswer { .. } => 0,
+            Evidence::Refused => 1,
+            Evidence::PushPull => 2,
+            Evidence::Hearsay => 3,
+            Evidence::ForceLeave => 4,
+            Evidence::Announced => 5,
+            Evidence::Replaced => 6,
+        };
+        let details = match evidence {
+            Evidence::NoAnswer { direct, helpers, nacks } => [u8::from(direct), helpers, nacks],
+            _ => [0; 3],
+        };
+        Self { kind, details }
+    }
+}
+
+impl From<WireEvidence> for Evidence {
+    /// Evidence that a later version may add is hearsay to this one.
+    fn from(WireEvidence { kind, details: [direct, helpers, nacks] }: WireEvidence) -> Self {
+        match kind {
+            0 => Self::NoAnswer { direct: direct != 0, helpers, nacks },
+            1 => Self::Refused,
+            2 => Self::PushPull,
+            4 => Self::ForceLeave,
+            5 => Self::Announced,
+            6 => Self::Replaced,
+            _ => Self::Hearsay,
+        }
+    }
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireAlive<'a> {
+    id: WireId<'a>,
+    incarnation: u32,
+    addr: SocketAddr,
+    tags: &'a [u8],
+    meta: &'a [u8],
+    versions: [u8; 6],
+}
+
+impl<'a> From<&'a Alive> for WireAlive<'a> {
+    fn from(m: &'a Alive) -> Self {
+        Self {
+            id: (&m.id).into(),
+            incarnation: m.incarnation,
+            addr: m.addr,
+            tags: m.tags.as_bytes(),
+            meta: &m.meta,
+            versions: m.versions.to_bytes(),
+        }
+    }
+}
+
+impl WireAlive<'_> {
+    fn checked(self) -> Result<Alive, WireError> {
+        if self.tags.len() + self.meta.len() > MAX_META {
+            return Err(WireError::Meta);
+        }
+        Ok(Alive {
+            id: self.id.checked()?,
+            incarnation: self.incarnation,
+            addr: self.addr,
+            tags: PackedTags::from_wire(self.tags).ok_or(WireError::Meta)?,
+            meta: Bytes::copy_from_slice(self.meta),
+            versions: Versions::from_bytes(self.versions),
+        })
+    }
+}
+
+/// The messages as they stand on the wire. The order of the variants is the format.
+#[derive(Encode, BorrowDecode)]
+enum WireMessage<'a> {
+    Ping {
+        seq: u32,
+        target: WireId<'a>,
+        from: WireId<'a>,
+    },
+    IndirectPing {
+        seq: u32,
+        target: WireId<'a>,
+        addr: SocketAddr,
+        from: WireId<'a>,
+    },
+    Ack {
+        seq: u32,
+        payload: &'a [u8],
+    },
+    Nack {
+        seq: u32,
+    },
+    Suspect {
+        id: WireId<'a>,
+        incarnation: u32,
+        from: &'a str,
+        evidence: WireEvidence,
+    },
+    Alive(WireAlive<'a>),
+    Dead {
+        id: WireId<'a>,
+        incarnation: u32,
+        from: &'a str,
+        by: &'a str,
+        /// One empty name stands for none.
+        confirmed_by: [&'a str; Dead::MAX_CONFIRMATIONS],
+        evidence: WireEvidence,
+    },
+    User {
+        origin: WireId<'a>,
+        id: u64,
+        bytes: &'a [u8],
+    },
+}
+
+impl<'a> From<&'a Message> for WireMessage<'a> {
+    fn from(message: &'a Message) -> Self {
+        match message {
+            Message::Ping(m) => Self::Ping { seq: m.seq, target: (&m.target).into(), from: (&m.from).into() },
+            Message::IndirectPing(m) => Self::IndirectPing {
+                seq: m.seq,
+                target: (&m.target).into(),
+                addr: m.addr,
+                from: (&m.from).into(),
+            },
+            Message::Ack(m) => Self::Ack { seq: m.seq, payload: &m.payload },
+            Message::Nack(m) => Self::Nack { seq: m.seq },
+            Message::Suspect(m) => Self::Suspect {
+                id: (&m.id).into(),
+                incarnation: m.incarnation,
+                from: &m.from,
+                evidence: m.evidence.into(),
+            },
+            Message::Alive(m) => Self::Alive(m.into()),
+            Message::Dead(m) => Self::Dead {
+                id: (&m.id).into(),
+                incarnation: m.incarnation,
+                from: &m.from,
+                by: &m.by,
+                confirmed_by: std::array::from_fn(|i| m.confirmed_by.get(i).map_or("", |name| name)),
+                evidence: m.evidence.into(),
+            },
+            Message::User(m) => Self::User { origin: (&m.origin).into(), id: m.id, bytes: &m.bytes },
+        }
+    }
+}
+
+impl WireMessage<'_> {
+    fn checked(self) -> Result<Message, WireError> {
+        Ok(match self {
+            Self::Ping { seq, target, from } => {
+                Message::Ping(Ping { seq, target: target.checked()?, from: from.checked()? })
+            }
+            Self::IndirectPing { seq, target, addr, from } => Message::IndirectPing(IndirectPing {
+                seq,
+                target: target.checked()?,
+                addr,
+                from: from.checked()?,
+            }),
+            Self::Ack { seq, payload } => {
+                if payload.len() > MAX_META {
+                    return Err(WireError::Meta);
+                }
+                Message::Ack(Ack { seq, payload: Bytes::copy_from_slice(payload) })
+            }
+            Self::Nack { seq } => Message::Nack(Nack { seq }),
+            Self::Suspect { id, incarnation, from, evidence } => Message::Suspect(Suspect {
+                id: id.checked()?,
+                incarnation,
+                from: name(from)?,
+                evidence: evidence.into(),
+            }),
+            Self::Alive(m) => Message::Alive(m.checked()?),
+            Self::Dead { id, incarnation, from, by, confirmed_by, evidence } => {
+                let named = confirmed_by.into_iter().filter(|text| !text.is_empty());
+                Message::Dead(Dead {
+                    id: id.checked()?,
+                    incarnation,
+                    from: name(from)?,
+                    by: name(by)?,
+                    confirmed_by: named.map(name).collect::<Result<_, _>>()?,
+                    evidence: evidence.into(),
+                })
+            }
+            Self::User { origin, id, bytes } => Message::User(UserBroadcast {
+                origin: origin.checked()?,
+                id,
+                bytes: Bytes::copy_from_slice(bytes),
+            }),
+        })
+    }
+}
+
+/// Writes a message to the front of `room`, and says how long it is.
+///
+/// # Errors
+/// [`DoesNotFit`] when `room` is too small.
+pub fn encode(message: &Message, room: &mut [u8]) -> Result<usize, DoesNotFit> {
+    bincode::encode_into_slice(WireMessage::from(message), room, CONFIG).map_err(does_not_fit)
+}
+
+/// A message in bytes of its own.
+///
+/// # Errors
+/// [`DoesNotFit`] when it is longer than `max`.
+pub fn encoded(message: &Message, max: usize) -> Result<Bytes, DoesNotFit> {
+    let bytes = bincode::encode_to_vec(WireMessage::from(message), CONFIG).map_err(does_not_fit)?;
+    if bytes.len() > max { Err(DoesNotFit) } else { Ok(bytes.into()) }
+}
+
+/// Reads a message that takes all of `bytes`.
+///
+/// # Errors
+/// Why these bytes are no message.
+pub fn decode(bytes: &[u8]) -> Result<Message, WireError> {
+    exactly::<WireMessage<'_>>(bytes)?.checked()
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireRemembered<'a> {
+    state: u8,
+    alive: WireAlive<'a>,
+}
+
+/// Appends a member of a full state.
+pub fn encode_remembered(remembered: &Remembered, out: &mut Vec<u8>) {
+    let state = remembered.state as u8;
+    append(WireRemembered { state, alive: (&remembered.alive).into() }, out);
+}
+
+/// Reads the first member of what is left of a full state, and how many bytes it took.
+///
+/// # Errors
+/// Why these bytes are no member.
+pub fn decode_remembered(bytes: &[u8]) -> Result<(Remembered, usize), WireError> {
+    let (wire, used): (WireRemembered<'_>, _) = first(bytes)?;
+    let state = match wire.state {
+        0 => MemberState::Alive,
+        1 => MemberState::Suspect,
+        2 => MemberState::Dead,
+        3 => MemberState::Left,
+        _ => return Err(WireError::Kind),
+    };
+    Ok((Remembered { alive: wire.alive.checked()?, state }, used))
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireStateHeader<'a> {
+    from: WireId<'a>,
+    versions: [u8; 6],
+    join: bool,
+    members: u32,
+    user_len: u32,
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WireReply<'a> {
+    State(WireStateHeader<'a>),
+    Refused { code: u8, text: &'a str },
+}
+
+/// Appends the head of a full state, or the refusal to give one.
+pub fn encode_reply(reply: &Result<StateHeader, Refusal>, out: &mut Vec<u8>) {
+    let wire = match reply {
+        Ok(header) => WireReply::State(WireStateHeader {
+            from: (&header.from).into(),
+            versions: header.versions.to_bytes(),
+            join: header.join,
+            members: header.members,
+            user_len: header.user_len,
+        }),
+        Err(refusal) => {
+            let (code, text) = refusal.to_wire();
+            WireReply::Refused { code, text }
+        }
+    };
+    append(wire, out);
+}
+
+/// Reads the head of a full state, or the refusal to give one, and how many bytes it took.
+///
+/// # Errors
+/// Why these bytes are neither.
+pub fn decode_reply(bytes: &[u8]) -> Result<(Result<StateHeader, Refusal>, usize), WireError> {
+    let (wire, used): (WireReply<'_>, _) = first(bytes)?;
+    let reply = match wire {
+        WireReply::State(header) => Ok(StateHeader {
+            from: header.from.checked()?,
+            versions: Versions::from_bytes(header.versions),
+            join: header.join,
+            members: header.members,
+            user_len: header.user_len,
+        }),
+        WireReply::Refused { code, text } => Err(Refusal::from_wire(code, text)),
+    };
+    Ok((reply, used))
+}
+
+fn exactly<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<T, WireError> {
+    let (value, used) = first(bytes)?;
+    if used == bytes.len() { Ok(value) } else { Err(WireError::Trailing) }
+}
+
+fn first<'a, T: BorrowDecode<'a, ()>>(bytes: &'a [u8]) -> Result<(T, usize), WireError> {
+    bincode::borrow_decode_from_slice(bytes, CONFIG).map_err(|error| match error {
+        DecodeError::UnexpectedEnd { .. } => WireError::Truncated,
+        DecodeError::LimitExceeded => WireError::Claim,
+        DecodeError::UnexpectedVariant { .. } => WireError::Kind,
+        _ => WireError::Malformed,
+    })
+}
+
+/// Appending to memory cannot fail but for want of memory.
+fn append(value: impl Encode, out: &mut Vec<u8>) {
+    let _ = bincode::encode_into_std_write(value, out, CONFIG);
+}
+
+fn does_not_fit(_: EncodeError) -> DoesNotFit {
+    DoesNotFit
+}

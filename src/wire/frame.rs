@@ -1,0 +1,251 @@
+//! What is around the messages: the first bytes of each packet and stream, and packets of several messages.
+//!
+//! ```text
+//! packet:  B1 [F4 length label] flags  count (length message)*
+//! stream:  B1 [F4 length label] flags  kind  (length bytes)*
+//! ```
+//!
+//! Flags leave room for a seal, a checksum and compression. A count is one byte, a length two in packets and
+//! four in streams, the lowest first.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::{WireError, codec, message::Message};
+use crate::config::ConfigError;
+
+/// The first byte of everything on this wire.
+pub const WIRE: u8 = 0xB1;
+
+/// The byte in front of a label.
+const LABEL: u8 = 244;
+
+/// Longest label, in bytes.
+pub const MAX_LABEL: usize = 255;
+
+/// The highest number that HashiCorp's memberlist begins a message with, but for its label (which is 244 too).
+const LAST_OF_MEMBERLIST: u8 = 13;
+
+const SEALED: u8 = 1;
+const CHECKSUM: u8 = 2;
+const COMPRESSED: u8 = 4;
+
+/// Bytes around each message of a packet.
+pub const PART_OVERHEAD: usize = 2;
+
+/// Messages in one packet at most.
+pub const MAX_PARTS: usize = 255;
+
+/// What a stream is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamKind {
+    /// An exchange of full states.
+    PushPull,
+    /// A ping of a node that did not answer on a datagram.
+    Ping,
+}
+
+impl StreamKind {
+    fn byte(self) -> u8 {
+        match self {
+            Self::PushPull => 1,
+            Self::Ping => 2,
+        }
+    }
+
+    /// The kind that a byte stands for.
+    ///
+    /// # Errors
+    /// [`WireError::Kind`].
+    pub fn of(byte: u8) -> Result<Self, WireError> {
+        [Self::PushPull, Self::Ping].into_iter().find(|kind| kind.byte() == byte).ok_or(WireError::Kind)
+    }
+}
+
+/// The first bytes of each packet and stream of one cluster.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    head: SmallVec<[u8; 16]>,
+}
+
+impl Envelope {
+    /// The envelope of the cluster `label`; the empty label is none.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the label is longer than [`MAX_LABEL`] bytes.
+    pub fn new(label: &str) -> Result<Self, ConfigError> {
+        let mut head = SmallVec::from_slice(&[WIRE]);
+        if !label.is_empty() {
+            let len = u8::try_from(label.len()).map_err(|_| {
+                ConfigError::new(
+                    "label",
+                    format!("{} bytes long", label.len()),
+                    format!("at most {MAX_LABEL} bytes"),
+                )
+            })?;
+            head.extend_from_slice(&[LABEL, len]);
+            head.extend_from_slice(label.as_bytes());
+        }
+        head.push(0);
+        Ok(Self { head })
+    }
+
+    /// Bytes in front of a stream's kind.
+    pub fn len(&self) -> usize {
+        self.head.len()
+    }
+
+    /// An envelope always has its first byte.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The room for messages in a packet of `size` bytes.
+    pub fn room(&self, size: usize) -> usize {
+        size.saturating_sub(self.head.len() + 1)
+    }
+
+    /// What opens a stream of that kind.
+    pub fn open_stream(&self, kind: StreamKind) -> SmallVec<[u8; 16]> {
+        let mut head = self.head.clone();
+        head.push(kind.byte());
+        head
+    }
+
+    /// What is inside a packet, or a stream's first bytes, if it is this cluster's.
+    ///
+    /// # Errors
+    /// What is wrong with the envelope. [`WireError::Truncated`] from a stream means: read on.
+    pub fn strip<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], WireError> {
+        let (&first, rest) = bytes.split_first().ok_or(WireError::Truncated)?;
+        if first != WIRE {
+            let known = first <= LAST_OF_MEMBERLIST || first == LABEL;
+            return Err(if known { WireError::ForeignMemberlist } else { WireError::Foreign });
+        }
+        let own = &self.head[1..self.head.len() - 1];
+        let rest = match rest.strip_prefix(own) {
+            // Without a label of one's own the prefix is empty: a label of theirs stands in place of the flags.
+            Some(rest) if !(own.is_empty() && rest.first() == Some(&LABEL)) => rest,
+            None if own.starts_with(rest) => return Err(WireError::Truncated),
+            _ => return Err(WireError::Label),
+        };
+        let (&flags, body) = rest.split_first().ok_or(WireError::Truncated)?;
+        match flags {
+            0 => Ok(body),
+            _ if flags & !(SEALED | CHECKSUM | COMPRESSED) != 0 => Err(WireError::Flags),
+            _ if flags & SEALED != 0 => Err(WireError::Sealed),
+            _ if flags & CHECKSUM != 0 => Err(WireError::Checksum),
+            _ => Err(WireError::Compressed),
+        }
+    }
+
+    /// The messages of a packet, as bytes.
+    ///
+    /// # Errors
+    /// What is wrong with the envelope.
+    pub fn parts<'a>(&self, packet: &'a [u8]) -> Result<Parts<'a>, WireError> {
+        let (&left, rest) = self.strip(packet)?.split_first().ok_or(WireError::Truncated)?;
+        if left == 0 { Err(WireError::Empty) } else { Ok(Parts { left, rest }) }
+    }
+}
+
+/// The messages of a packet, one after the other. An error is the last item.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    left: u8,
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Parts<'a> {
+    type Item = Result<&'a [u8], WireError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return if std::mem::take(&mut self.rest).is_empty() {
+                None
+            } else {
+                Some(Err(WireError::Trailing))
+            };
+        }
+        let part = self
+            .rest
+            .split_first_chunk::<2>()
+            .and_then(|(len, rest)| rest.split_at_checked(usize::from(u16::from_le_bytes(*len))));
+        match part {
+            Some((part, rest)) => {
+                (self.left, self.rest) = (self.left - 1, rest);
+                Some(Ok(part))
+            }
+            None => {
+                (self.left, self.rest) = (0, &[]);
+                Some(Err(WireError::Truncated))
+            }
+        }
+    }
+}
+
+/// A packet in the making.
+#[derive(Debug)]
+pub struct Packer<'a> {
+    buf: &'a mut [u8],
+    count_at: usize,
+    len: usize,
+}
+
+impl<'a> Packer<'a> {
+    /// Begins a packet of at most `buf.len()` bytes, at least the envelope's own.
+    pub fn new(envelope: &Envelope, buf: &'a mut [u8]) -> Self {
+        let count_at = envelope.head.len();
+        buf[..count_at].copy_from_slice(&envelope.head);
+        buf[count_at] = 0;
+        Self { buf, count_at, len: count_at + 1 }
+    }
+
+    /// Bytes of messages, each with [`PART_OVERHEAD`], that still fit.
+    pub fn room(&self) -> usize {
+        if usize::from(self.buf[self.count_at]) == MAX_PARTS { 0 } else { self.buf.len() - self.len }
+    }
+
+    /// Adds a message; says whether it fitted.
+    pub fn push(&mut self, message: &Message) -> bool {
+        let at = self.len + PART_OVERHEAD;
+        if self.room() < PART_OVERHEAD {
+            return false;
+        }
+        match codec::encode(message, &mut self.buf[at..]) {
+            Ok(len) => self.close_part(len),
+            Err(_) => false,
+        }
+    }
+
+    /// Adds a message that is written already; says whether it fitted.
+    pub fn push_encoded(&mut self, message: &[u8]) -> bool {
+        let at = self.len + PART_OVERHEAD;
+        if self.room() < PART_OVERHEAD + message.len() {
+            return false;
+        }
+        self.buf[at..at + message.len()].copy_from_slice(message);
+        self.close_part(message.len())
+    }
+
+    fn close_part(&mut self, len: usize) -> bool {
+        let Ok(short) = u16::try_from(len) else { return false };
+        self.buf[self.len..self.len + PART_OVERHEAD].copy_from_slice(&short.to_le_bytes());
+        self.buf[self.count_at] += 1;
+        self.len += PART_OVERHEAD + len;
+        true
+    }
+
+    /// Messages so far.
+    pub fn count(&self) -> usize {
+        usize::from(self.buf[self.count_at])
+    }
+
+    /// The packet, unless it is empty.
+    pub fn finish(self) -> Option<Bytes> {
+        (self.count() > 0).then(|| Bytes::copy_from_slice(&self.buf[..self.len]))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,214 @@
+//! What nodes say to each other.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+
+use crate::{
+    accusation::Evidence,
+    member::{Member, MemberState, NodeId, PackedTags, Versions},
+};
+
+/// One message of a packet.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// "Are you there?"
+    Ping(Ping),
+    /// "Ping somebody for me."
+    IndirectPing(IndirectPing),
+    /// "I am", or "it is".
+    Ack(Ack),
+    /// "I asked, and have no answer so far."
+    Nack(Nack),
+    /// "That one did not answer."
+    Suspect(Suspect),
+    /// "That one runs."
+    Alive(Alive),
+    /// "That one is dead", or "I leave".
+    Dead(Dead),
+    /// A user's broadcast.
+    User(UserBroadcast),
+}
+
+impl Message {
+    /// Kinds of messages.
+    pub const KINDS: usize = 8;
+
+    /// The names of the kinds, by [`Message::kind`].
+    pub const NAMES: [&'static str; Self::KINDS] =
+        ["ping", "indirect_ping", "ack", "nack", "suspect", "alive", "dead", "user"];
+
+    /// The kind, as it stands on the wire.
+    pub fn kind(&self) -> usize {
+        match self {
+            Self::Ping(_) => 0,
+            Self::IndirectPing(_) => 1,
+            Self::Ack(_) => 2,
+            Self::Nack(_) => 3,
+            Self::Suspect(_) => 4,
+            Self::Alive(_) => 5,
+            Self::Dead(_) => 6,
+            Self::User(_) => 7,
+        }
+    }
+}
+
+/// "Are you there?" Answered by an [`Ack`] to where the packet came from, if the target is the node asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ping {
+    /// What the answer has to repeat. It cannot be guessed.
+    pub seq: u32,
+    /// Who is meant. Another run of the name does not answer.
+    pub target: NodeId,
+    /// Who asks.
+    pub from: NodeId,
+}
+
+/// "Ping somebody for me." Answered by the [`Ack`] of the target passed on, or by a [`Nack`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct IndirectPing {
+    /// What the answer has to repeat; another one for each helper.
+    pub seq: u32,
+    /// Who is to be pinged.
+    pub target: NodeId,
+    /// Where the asker knows it.
+    pub addr: SocketAddr,
+    /// Who asks.
+    pub from: NodeId,
+}
+
+/// The answer to a ping.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ack {
+    /// The number of the ping.
+    pub seq: u32,
+    /// What the answering node sends along.
+    pub payload: Bytes,
+}
+
+/// A helper's word that the target has not answered it so far. An [`Ack`] may still follow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nack {
+    /// The number of the indirect ping.
+    pub seq: u32,
+}
+
+/// An accusation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Suspect {
+    /// Who did not answer.
+    pub id: NodeId,
+    /// The incarnation that is accused.
+    pub incarnation: u32,
+    /// Who accuses.
+    pub from: Arc<str>,
+    /// What the accuser has seen.
+    pub evidence: Evidence,
+}
+
+/// A node's word about itself, passed on by others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alive {
+    /// Who runs.
+    pub id: NodeId,
+    /// Its incarnation.
+    pub incarnation: u32,
+    /// Where it is reached.
+    pub addr: SocketAddr,
+    /// Its tags.
+    pub tags: PackedTags,
+    /// Its metadata.
+    pub meta: Bytes,
+    /// What it speaks.
+    pub versions: Versions,
+}
+
+impl Alive {
+    /// A member's record as news.
+    pub fn of(member: &Member) -> Self {
+        Self {
+            id: member.id.clone(),
+            incarnation: member.incarnation,
+            addr: member.addr,
+            tags: PackedTags::pack(&member.tags),
+            meta: member.meta.clone(),
+            versions: member.versions,
+        }
+    }
+
+    /// The record that this news makes.
+    pub fn into_member(self, since: Instant) -> Member {
+        let mut member = Member::new(self.id, self.addr, self.incarnation, since);
+        member.tags = self.tags.unpack();
+        member.meta = self.meta;
+        member.versions = self.versions;
+        member
+    }
+
+    /// Whether it says just what the record says, incarnation aside.
+    pub fn matches(&self, member: &Member) -> bool {
+        self.addr == member.addr
+            && self.meta == member.meta
+            && self.tags == PackedTags::pack(&member.tags)
+            && self.versions == member.versions
+    }
+}
+
+/// A verdict, or a farewell when the node speaks about itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dead {
+    /// Who is gone.
+    pub id: NodeId,
+    /// The incarnation that is gone.
+    pub incarnation: u32,
+    /// Who says so; the node itself when it leaves.
+    pub from: Arc<str>,
+    /// Who accused it first.
+    pub by: Arc<str>,
+    /// Who confirmed that; at most [`Dead::MAX_CONFIRMATIONS`].
+    pub confirmed_by: Vec<Arc<str>>,
+    /// What the first accuser has seen.
+    pub evidence: Evidence,
+}
+
+impl Dead {
+    /// Names of confirming nodes that travel along, so that the message stays small.
+    pub const MAX_CONFIRMATIONS: usize = 2;
+
+    /// What a node says when it leaves.
+    pub fn farewell(local: &Member) -> Self {
+        Self {
+            id: local.id.clone(),
+            incarnation: local.incarnation,
+            from: local.id.shared_name().clone(),
+            by: local.id.shared_name().clone(),
+            confirmed_by: Vec::new(),
+            evidence: Evidence::Announced,
+        }
+    }
+
+    /// Whether the node says it about itself.
+    pub fn is_farewell(&self) -> bool {
+        *self.from == *self.id.name()
+    }
+}
+
+/// A user's broadcast. Each node passes it on once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UserBroadcast {
+    /// Who broadcast it first.
+    pub origin: NodeId,
+    /// Its number at the origin.
+    pub id: u64,
+    /// The user's bytes.
+    pub bytes: Bytes,
+}
+
+/// A member as one node's full state tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remembered {
+    /// The record.
+    pub alive: Alive,
+    /// What that node holds the member for.
+    pub state: MemberState,
+}

@@ -1,0 +1,104 @@
+//! Bytes: what is said ([`message`]), how it is written ([`codec`]), and what is around it ([`frame`]).
+
+pub mod codec;
+pub mod frame;
+pub mod message;
+pub mod state;
+
+/// Why bytes of a peer are dropped. Users never see it: it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// The first byte is not this wire's.
+    #[error("the first byte is not that of this wire")]
+    Foreign,
+    /// The first byte is one that HashiCorp's memberlist sends.
+    #[error("the first byte is one of HashiCorp memberlist's")]
+    ForeignMemberlist,
+    /// The label is missing, broken, or another cluster's.
+    #[error("the label is not this cluster's")]
+    Label,
+    /// A flag that this version does not know.
+    #[error("unknown flags")]
+    Flags,
+    /// Sealed bytes, and there is no key.
+    #[error("sealed, and there is no key")]
+    Sealed,
+    /// A checksum, which this version does not use.
+    #[error("checksums are not in use")]
+    Checksum,
+    /// Compressed bytes, which this version does not use.
+    #[error("compression is not in use")]
+    Compressed,
+    /// The bytes end too early.
+    #[error("the bytes end too early")]
+    Truncated,
+    /// Bytes are left behind the end.
+    #[error("bytes are left behind the end")]
+    Trailing,
+    /// A packet without a message.
+    #[error("there is no message in it")]
+    Empty,
+    /// A kind of message or stream that this version does not know.
+    #[error("unknown kind")]
+    Kind,
+    /// Bytes that are no message of their kind.
+    #[error("malformed")]
+    Malformed,
+    /// Lengths that claim more memory than any honest message takes.
+    #[error("claims more memory than any honest message takes")]
+    Claim,
+    /// A name that is empty, too long or unprintable.
+    #[error("bad name")]
+    Name,
+    /// Metadata and tags that are broken or too large.
+    #[error("bad metadata or tags")]
+    Meta,
+    /// A stream announces more than is accepted.
+    #[error("longer than is accepted")]
+    TooLong,
+}
+
+impl WireError {
+    /// Each of them.
+    pub const ALL: [Self; 16] = [
+        Self::Foreign,
+        Self::ForeignMemberlist,
+        Self::Label,
+        Self::Flags,
+        Self::Sealed,
+        Self::Checksum,
+        Self::Compressed,
+        Self::Truncated,
+        Self::Trailing,
+        Self::Empty,
+        Self::Kind,
+        Self::Malformed,
+        Self::Claim,
+        Self::Name,
+        Self::Meta,
+        Self::TooLong,
+    ];
+
+    /// The name under which it is counted.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Foreign => "foreign",
+            Self::ForeignMemberlist => "foreign_memberlist",
+            Self::Label => "label",
+            Self::Flags => "flags",
+            Self::Sealed => "sealed",
+            Self::Checksum => "checksum",
+            Self::Compressed => "compressed",
+            Self::Truncated => "truncated",
+            Self::Trailing => "trailing",
+            Self::Empty => "empty",
+            Self::Kind => "kind",
+            Self::Malformed => "malformed",
+            Self::Claim => "claim",
+            Self::Name => "name",
+            Self::Meta => "meta",
+            Self::TooLong => "too_long",
+        }
+    }
+}
