@@ -1,0 +1,189 @@
+//! Setting a node up.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+
+use actix_rt::{Arbiter, ArbiterHandle, System};
+use bytes::Bytes;
+use memberlist_protocol::{config::Config, member::Tags};
+use tokio::sync::oneshot;
+
+use crate::{
+    cluster::Cluster,
+    errors::StartError,
+    hooks::Hooks,
+    network::{Network, SystemNetwork},
+    node::{self, Plan},
+};
+
+/// The port that nodes of a cluster have by custom.
+pub const DEFAULT_PORT: u16 = 7946;
+
+/// A node that is not started yet. Without further settings it is one of a LAN on `127.0.0.1:7946`.
+#[must_use = "a node runs once it is started"]
+pub struct ClusterBuilder {
+    plan: Plan,
+    arbiter: Option<ArbiterHandle>,
+}
+
+impl std::fmt::Debug for ClusterBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Plan { name, bind, .. } = &self.plan;
+        f.debug_struct("ClusterBuilder").field("name", name).field("bind", bind).finish_non_exhaustive()
+    }
+}
+
+impl ClusterBuilder {
+    pub(crate) fn new(name: String) -> Self {
+        let plan = Plan {
+            name,
+            config: Arc::new(Config::lan()),
+            bind: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
+            advertise: None,
+            label: String::new(),
+            plaintext: false,
+            meta: Bytes::new(),
+            tags: Tags::new(),
+            network: Arc::new(SystemNetwork),
+            seed: None,
+            watchdog: true,
+            hooks: Hooks::default(),
+        };
+        Self { plan, arbiter: None }
+    }
+
+    /// The settings; without them [`Config::lan`].
+    pub fn config(mut self, c: Config) -> Self {
+        self.plan.config = Arc::new(c);
+        self
+    }
+
+    /// Where the node listens, for datagrams and streams alike. Port 0 is one port that is free for both.
+    pub fn bind(mut self, a: SocketAddr) -> Self {
+        self.plan.bind = a;
+        self
+    }
+
+    /// What the others are told to reach it by, where that is another address; port 0 is the one bound.
+    pub fn advertise(mut self, a: SocketAddr) -> Self {
+        self.plan.advertise = Some(a);
+        self
+    }
+
+    /// The cluster's label, at most 255 bytes. Nodes with another label do not understand each other, so
+    /// that two clusters never merge by accident. It is no secret.
+    pub fn label(mut self, l: impl Into<String>) -> Self {
+        self.plan.label = l.into();
+        self
+    }
+
+    /// Lets the node start off loopback although nothing is sealed: whoever reaches its port can read, join
+    /// and forge.
+    pub fn plaintext(mut self) -> Self {
+        self.plan.plaintext = true;
+        self
+    }
+
+    /// Metadata that the others see, at most 512 bytes together with the tags.
+    pub fn meta(mut self, m: Bytes) -> Self {
+        self.plan.meta = m;
+        self
+    }
+
+    /// A tag that the others see. Tags share 512 bytes with the metadata; each takes four bytes besides its
+    /// key and its value.
+    pub fn tag(mut self, k: impl Into<String>, v: impl Into<String>) -> Self {
+        self.plan.tags.insert(k.into(), v.into());
+        self
+    }
+
+    /// The thread that the node's actors live on; without it they get one of their own. Do not let anything
+    /// block there. Many nodes may share one.
+    pub fn arbiter(mut self, a: ArbiterHandle) -> Self {
+        self.arbiter = Some(a);
+        self
+    }
+
+    /// The network; without it [`SystemNetwork`].
+    pub fn network<N: Network>(mut self, n: N) -> Self {
+        self.plan.network = Arc::new(n);
+        self
+    }
+
+    /// Where chance begins. Without it the system gives a start that nobody can guess: use this for tests.
+    pub fn seed(mut self, s: u64) -> Self {
+        self.plan.seed = Some(s);
+        self
+    }
+
+    /// Panics that a test injects. It also leaves the watchdog out, which knows real time only.
+    #[cfg(feature = "testing")]
+    pub fn strikes(mut self, s: crate::testing::Strikes) -> Self {
+        self.plan.hooks.strikes = Some(s);
+        self.without_watchdog()
+    }
+
+    /// Where a test wants the node's events and restarts recorded. It also leaves the watchdog out.
+    #[cfg(feature = "testing")]
+    pub fn trace(mut self, t: crate::trace::Trace) -> Self {
+        self.plan.hooks.trace = Some(t);
+        self.without_watchdog()
+    }
+
+    /// Leaves the watchdog out, which knows real time only.
+    #[cfg(feature = "testing")]
+    pub fn without_watchdog(mut self) -> Self {
+        self.plan.watchdog = false;
+        self
+    }
+
+    /// Starts the node. It is bound and answers when this returns.
+    ///
+    /// # Errors
+    /// [`StartError`]. Nothing is left running or bound then, nor when the future is dropped.
+    pub async fn start(self) -> Result<Cluster, StartError> {
+        self.plan.check()?;
+        let thread = match self.arbiter {
+            Some(_) => None,
+            None if System::try_current().is_none() => return Err(StartError::NoSystem),
+            None => Some(Arbiter::try_new().map_err(StartError::Thread)?),
+        };
+        let arbiter = match (&thread, self.arbiter) {
+            (Some(thread), _) => thread.handle(),
+            (None, Some(arbiter)) => arbiter,
+            (None, None) => return Err(StartError::NoSystem),
+        };
+        let own_thread = thread.is_some();
+        // If this future is dropped, so is the guard, and the thread stops.
+        let guard = StopThread(thread);
+        let (sender, started) = oneshot::channel();
+        let plan = self.plan;
+        let accepted = arbiter.spawn(async move {
+            let _ = sender.send(node::start(plan, own_thread).await);
+        });
+        let gone = || StartError::Thread(std::io::Error::other("the arbiter has stopped"));
+        if !accepted {
+            return Err(gone());
+        }
+        let (doors, node) = started.await.map_err(|_| gone())??.take().ok_or_else(gone)?;
+        Ok(Cluster::new(doors, node, guard.keep()))
+    }
+}
+
+struct StopThread(Option<Arbiter>);
+
+impl StopThread {
+    fn keep(mut self) -> Option<Arbiter> {
+        self.0.take()
+    }
+}
+
+impl Drop for StopThread {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            thread.stop();
+        }
+    }
+}

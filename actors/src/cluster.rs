@@ -1,0 +1,453 @@
+//! The handle on a node.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use actix::{Addr, Arbiter, Message, Recipient};
+use bytes::Bytes;
+use futures_core::Stream;
+use memberlist_protocol::{
+    accusation::Why,
+    member::{MAX_META, Tags, check_meta, meta_len},
+    view::View,
+    wire::{
+        codec,
+        message::{Message as Wire, UserBroadcast},
+    },
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    builder::ClusterBuilder,
+    errors::{Cause, JoinError, NotSent, SendError, Stopped, UpdateError},
+    events::{MemberEvent, NodeEvent, Replay, UserBytes},
+    inbox::Refused,
+    join::{self, Joined, Until},
+    messages::{ToDelegates, ToQueue, ToState},
+    metrics::Metrics,
+    node::{LeaveReport, Node},
+    pump::{self, Events, Of, Overflow, Pump, Queue, Subscribing, Subscription},
+    ring::Doors,
+};
+
+/// Messages that wait for one handler of users' bytes.
+const HANDLER_QUEUE: usize = 1024;
+
+/// Bytes that wait for one handler of users' bytes.
+const HANDLER_BYTES: usize = 4 << 20;
+
+/// A node of a cluster, and what it knows of the others. Clones are the same node; when the last one is
+/// dropped, the node shuts down in the background, without a leave.
+///
+/// ```
+/// # actix::System::new().block_on(async {
+/// use actix_memberlist::{Cluster, Config, Until};
+/// use std::time::Duration;
+///
+/// let start = |name: &str| Cluster::builder(name).config(Config::local()).bind("127.0.0.1:0".parse().unwrap()).start();
+/// let (a, b) = (start("a").await?, start("b").await?);
+/// b.join(&[&a.view().local().addr.to_string()]).await?;
+/// assert!(a.ready(Until::Members(2), Duration::from_secs(5)).await?);
+/// b.leave(Duration::from_secs(1)).await?;
+/// b.shutdown().await;
+/// # a.shutdown().await;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Cluster(Arc<Owner>);
+
+struct Owner {
+    handle: Handle,
+    node: Addr<Node>,
+    thread: Mutex<Option<Arbiter>>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if !*self.handle.doors.closing.borrow() {
+            let node = self.handle.view().local().id.clone();
+            tracing::warn!(%node, "the last handle was dropped: the node shuts down without a leave");
+            self.handle.stop();
+        }
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let view = self.view();
+        f.debug_struct("Cluster")
+            .field("node", &view.local().id)
+            .field("members", &view.alive_count())
+            .finish()
+    }
+}
+
+/// The part of a handle that does not keep the node running. It works from any thread.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    doors: Arc<Doors>,
+}
+
+/// A user's broadcast.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Broadcast {
+    /// What is to be told. It has to fit into one packet with about 40 bytes around it and this node's name.
+    pub bytes: Bytes,
+    /// Under this name it replaces an older one that still waits here, and is replaced by a newer one.
+    pub name: Option<String>,
+    /// Broadcasts of these names that still wait here are dropped as well: memberlist's `Invalidates`.
+    pub replaces: Vec<String>,
+}
+
+impl Broadcast {
+    /// Without a name: nothing replaces it.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self { bytes: bytes.into(), ..Self::default() }
+    }
+}
+
+/// The fate of a broadcast: ready when this node has sent it as often as it should, or when it will not.
+/// Dropping it changes nothing.
+#[derive(Debug)]
+pub struct Spread(oneshot::Receiver<Result<(), NotSent>>, Arc<std::sync::atomic::AtomicBool>);
+
+impl Future for Spread {
+    type Output = Result<(), NotSent>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let spread = std::task::ready!(Pin::new(&mut self.0).poll(cx));
+        let lost = if self.1.load(Relaxed) { Cause::Stopped } else { Cause::Lost };
+        Poll::Ready(spread.unwrap_or(Err(NotSent::Unknown(lost))))
+    }
+}
+
+impl Handle {
+    pub(crate) fn new(doors: Arc<Doors>) -> Self {
+        Self { doors }
+    }
+
+    pub(crate) fn view(&self) -> View {
+        self.doors.view.borrow().clone()
+    }
+
+    pub(crate) fn stop(&self) {
+        self.doors.stop.notify_one();
+    }
+
+    fn is_stopped(&self) -> bool {
+        *self.doors.closing.borrow()
+    }
+
+    /// Runs something on the node's thread for as long as somebody waits for it.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Refused> {
+        let (mut reply, answer) = oneshot::channel();
+        let work: Pump = Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = reply.closed() => {}
+                done = work => drop(reply.send(done)),
+            }
+        });
+        self.doors.delegates.insist(ToDelegates::Work(work))?;
+        answer.await.map_err(|_| if self.is_stopped() { Refused::Closed } else { Refused::Busy })
+    }
+
+    pub(crate) async fn join(&self, seeds: Vec<String>) -> Result<Joined, JoinError> {
+        self.work(join::join(self.doors.clone(), seeds)).await.unwrap_or_else(|refused| {
+            Err(match refused {
+                Refused::Busy => JoinError::Lost,
+                Refused::Closed => JoinError::Stopped,
+            })
+        })
+    }
+
+    async fn ready(&self, until: Until, within: Duration) -> Result<bool, Stopped> {
+        match self.work(join::ready(self.doors.clone(), until, within)).await {
+            Ok(ready) => Ok(ready),
+            Err(Refused::Busy) => Ok(false),
+            Err(Refused::Closed) => Err(Stopped),
+        }
+    }
+
+    pub(crate) async fn update(&self, tags: Option<Tags>, meta: Option<Bytes>) -> Result<(), UpdateError> {
+        let local = self.view().local().clone();
+        let (new_meta, new_tags) =
+            (meta.as_ref().unwrap_or(&local.meta), tags.as_ref().unwrap_or(&local.tags));
+        check_meta(new_meta, new_tags)
+            .map_err(|_| UpdateError::TooLarge { len: meta_len(new_meta, new_tags), max: MAX_META })?;
+        let (reply, answer) = oneshot::channel();
+        self.doors.state.command(ToState::Update { tags, meta, reply }).map_err(|refused| match refused {
+            Refused::Busy => UpdateError::Busy,
+            Refused::Closed => UpdateError::Stopped,
+        })?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(if self.is_stopped() { UpdateError::Stopped } else { UpdateError::Lost }))
+    }
+
+    pub(crate) async fn leave(&self, within: Duration) -> Result<LeaveReport, Stopped> {
+        let doors = self.doors.clone();
+        let leave = async move {
+            let view = doors.view.borrow().clone();
+            let others = view.alive().any(|m| m.id != view.local().id);
+            let sent = async {
+                let (reply, farewell) = oneshot::channel();
+                doors.state.command(ToState::Leave { reply }).ok()?;
+                let bytes = farewell.await.ok()?;
+                let (reply, sent) = oneshot::channel();
+                doors.queue.command(ToQueue::Farewell { bytes, reply }).ok()?;
+                sent.await.ok()
+            };
+            let sent = tokio::time::timeout(within, sent).await.ok().flatten();
+            LeaveReport::new(sent.is_some_and(|members| members > 0 || !others))
+        };
+        match self.work(leave).await {
+            Ok(report) => Ok(report),
+            Err(Refused::Busy) => Ok(LeaveReport::new(false)),
+            Err(Refused::Closed) => Err(Stopped),
+        }
+    }
+
+    pub(crate) fn subscribe(
+        &self,
+        to: Recipient<MemberEvent>,
+        replay: Replay,
+    ) -> Result<Subscription, Stopped> {
+        let (number, events) =
+            self.events_with(replay, |events| Some(Box::pin(pump::pump_events(events, to))));
+        events.map(|_| Subscription::new(number, Of::Delegates(Arc::downgrade(&self.doors.delegates))))
+    }
+
+    /// A queue of events: emptied by the pump that `pump` makes of it, or else by the caller.
+    fn events_with(
+        &self,
+        replay: Replay,
+        pump: impl FnOnce(Events) -> Option<Pump>,
+    ) -> (u64, Result<Arc<Queue<MemberEvent>>, Stopped>) {
+        let queue = Queue::new(self.doors.config.subscriber_queue_depth, usize::MAX, Overflow::Restart);
+        let number = self.doors.number();
+        let pump = pump(Events::new(queue.clone(), self.doors.view.subscribe()));
+        let subscribing = Subscribing { number, queue: Some(queue.clone()), replay, pump };
+        let subscribed = self.doors.delegates.insist(ToDelegates::Subscribe(subscribing));
+        (number, subscribed.map(|()| queue).map_err(|_| Stopped))
+    }
+}
+
+impl Cluster {
+    /// A node called `name`, to be set up and started. The name must be unique in the cluster: 1 to 255
+    /// bytes without control characters.
+    pub fn builder(name: impl Into<String>) -> ClusterBuilder {
+        ClusterBuilder::new(name.into())
+    }
+
+    pub(crate) fn new(doors: Arc<Doors>, node: Addr<Node>, thread: Option<Arbiter>) -> Self {
+        Self(Arc::new(Owner { handle: Handle::new(doors), node, thread: Mutex::new(thread) }))
+    }
+
+    fn handle(&self) -> &Handle {
+        &self.0.handle
+    }
+
+    fn doors(&self) -> &Arc<Doors> {
+        &self.0.handle.doors
+    }
+
+    /// The node as an actor: each of these methods as a message. The address does not keep the node running.
+    pub fn addr(&self) -> Addr<Node> {
+        self.0.node.clone()
+    }
+
+    /// Joins the cluster of these seeds: `host`, `host:port`, `address`, `[address]:port`, each with a
+    /// `name/` in front or not. Without a port it is this node's own. All are tried at once, within
+    /// [`Config::join_timeout`](crate::Config::join_timeout). One that is reached is enough. Dropping the
+    /// future cancels what is not done yet.
+    ///
+    /// # Errors
+    /// [`JoinError`] when nobody was reached; it names each seed and why.
+    pub async fn join(&self, seeds: &[&str]) -> Result<Joined, JoinError> {
+        self.handle().join(seeds.iter().map(|seed| (*seed).to_owned()).collect()).await
+    }
+
+    /// Waits until there are as many members as wanted, or nothing changes any more, for at most `within`;
+    /// says whether it came to that.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn ready(&self, until: Until, within: Duration) -> Result<bool, Stopped> {
+        self.handle().ready(until, within).await
+    }
+
+    /// All members as they are. It costs no message; after a shutdown it is the last view.
+    pub fn view(&self) -> View {
+        self.handle().view()
+    }
+
+    /// The last accusations against a member: by whom, who confirmed, on what evidence, how it ended.
+    pub fn why(&self, name: &str) -> Option<Why> {
+        self.doors().history().of(name).cloned()
+    }
+
+    /// Local health: 0 is good; each point makes this node slower to accuse others.
+    pub fn health(&self) -> u8 {
+        u8::try_from(self.doors().counters.health.load(Relaxed)).unwrap_or(u8::MAX)
+    }
+
+    /// The counters as they stand.
+    pub fn metrics(&self) -> Metrics {
+        self.doors().metrics()
+    }
+
+    /// Sets the metadata that the others see. It is done when this node has it and has begun to tell it.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; nothing has changed then.
+    pub async fn set_meta(&self, meta: Bytes) -> Result<(), UpdateError> {
+        self.handle().update(None, Some(meta)).await
+    }
+
+    /// Sets the tags that the others see, in place of those before.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; nothing has changed then.
+    pub async fn set_tags(&self, tags: BTreeMap<String, String>) -> Result<(), UpdateError> {
+        self.handle().update(Some(tags), None).await
+    }
+
+    /// Leaves the cluster: the others hold this node for left, not for dead. It is done when the farewell is
+    /// out, and goes on answering until [`Cluster::shutdown`]. Leaving twice says farewell twice. News about
+    /// this node that has not gone out yet gives way to the farewell.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn leave(&self, within: Duration) -> Result<LeaveReport, Stopped> {
+        self.handle().leave(within).await
+    }
+
+    /// Stops the node, without a word to the others, and waits until its sockets are closed and its thread
+    /// has ended. Every call after that is an error value; the view stays as it was.
+    pub async fn shutdown(&self) {
+        self.handle().stop();
+        let mut done = self.doors().done.subscribe();
+        let _ = done.wait_for(|done| *done).await;
+        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // Waiting for a thread blocks, so another one does it.
+            let (sender, ended) = oneshot::channel();
+            let waits = std::thread::Builder::new().spawn(move || {
+                let _ = thread.join();
+                let _ = sender.send(());
+            });
+            if waits.is_ok() {
+                let _ = ended.await;
+            }
+        }
+    }
+
+    /// Sends each member event to an actor. It gets what `replay` says first, then events whose numbers
+    /// follow each other; if it lags behind by more than
+    /// [`Config::subscriber_queue_depth`](crate::Config::subscriber_queue_depth), a snapshot in place of what
+    /// it missed.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn subscribe(&self, to: Recipient<MemberEvent>, replay: Replay) -> Result<Subscription, Stopped> {
+        self.handle().subscribe(to, replay)
+    }
+
+    /// Sends an actor what becomes of the node itself.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn subscribe_node(&self, to: Recipient<NodeEvent>) -> Result<Subscription, Stopped> {
+        let doors = self.doors();
+        let queue = Queue::new(doors.config.subscriber_queue_depth, usize::MAX, Overflow::Refuse);
+        let number = doors.number();
+        let pump: Pump = Box::pin(pump::pump(queue.clone(), to, |_| 0));
+        doors.delegates.insist(ToDelegates::Run(pump)).map_err(|_| Stopped)?;
+        doors.node_events.add(number, queue);
+        Ok(Subscription::new(number, Of::Node(Arc::downgrade(&doors.node_events))))
+    }
+
+    /// The member events as a stream, as [`Cluster::subscribe`] sends them. It ends with the node.
+    pub fn events(&self, replay: Replay) -> impl Stream<Item = MemberEvent> + Send + use<> {
+        let mut stream = None;
+        let (_, subscribed) = self.handle().events_with(replay, |events| {
+            stream = Some(events);
+            None
+        });
+        drop(subscribed);
+        EventStream(stream)
+    }
+
+    /// Sends an actor the bytes that users of other nodes broadcast. It may have 1,024 messages or 4 MiB
+    /// waiting; beyond that the newest are dropped and counted.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn serve_bytes(&self, to: Recipient<UserBytes>) -> Result<Subscription, Stopped> {
+        let doors = self.doors();
+        let queue = Queue::new(HANDLER_QUEUE, HANDLER_BYTES, Overflow::Refuse);
+        let number = doors.number();
+        let pump: Pump = Box::pin(pump::pump(queue.clone(), to, |m: &UserBytes| m.bytes.len()));
+        let serving = Subscribing { number, queue: Some(queue), replay: Replay::None, pump: Some(pump) };
+        doors.delegates.insist(ToDelegates::Serve(serving)).map_err(|_| Stopped)?;
+        Ok(Subscription::new(number, Of::Delegates(Arc::downgrade(&doors.delegates))))
+    }
+
+    /// Tells all members something by gossip. Each of their handlers gets it at most once; this node's own
+    /// does not. Gossip reaches each member with high probability, not for sure.
+    ///
+    /// # Errors
+    /// [`SendError::TooLarge`] when no packet has room for it, [`SendError::Full`] when the node has too much
+    /// to do, [`SendError::Stopped`].
+    pub fn broadcast_bytes(&self, b: Broadcast) -> Result<Spread, SendError> {
+        let doors = self.doors();
+        let origin = self.view().local().id.clone();
+        let message = UserBroadcast { origin, id: doors.number(), bytes: b.bytes };
+        let len =
+            codec::encoded(&Wire::User(message.clone()), usize::MAX).map_or(usize::MAX, |bytes| bytes.len());
+        let max = doors.max_broadcast.load(Relaxed);
+        if len > max {
+            let around = len - message.bytes.len();
+            return Err(SendError::TooLarge { len: message.bytes.len(), max: max.saturating_sub(around) });
+        }
+        let (spread, fate) = oneshot::channel();
+        let name = b.name.map(Arc::from);
+        let queued = doors.queue.command(ToQueue::Broadcast { name, replaces: b.replaces, message, spread });
+        match queued {
+            Ok(()) => Ok(Spread(fate, doors.stopped.clone())),
+            Err(Refused::Busy) => Err(SendError::Full),
+            Err(Refused::Closed) => Err(SendError::Stopped),
+        }
+    }
+}
+
+struct EventStream(Option<Events>);
+
+impl Stream for EventStream {
+    type Item = MemberEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<MemberEvent>> {
+        match &mut self.0 {
+            Some(events) => Pin::new(events).poll_next(cx),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+/// `Cluster` can be shared with every thread.
+const _: () = {
+    const fn shared<T: Send + Sync + Clone>() {}
+    shared::<Cluster>();
+    const fn message<T: Message + Send>() {}
+    message::<MemberEvent>();
+};

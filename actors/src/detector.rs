@@ -1,0 +1,141 @@
+//! **FailureDetector** probes members, answers their probes, and accuses those that do not answer. It hears
+//! pings, acks and nacks from Transport and its own tick; it says pings and acks to BroadcastQueue and
+//! accusations to NodeState.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use actix::{Actor, Context, StreamHandler};
+use bytes::Bytes;
+use memberlist_protocol::probe::{Action, Unheard};
+
+use crate::{
+    inbox::{Alarm, Turn, Turns},
+    messages::{DETECTOR, ToDetector, ToQueue, ToState, ToTransport},
+    metrics::up,
+    ring::{Shared, now},
+    supervisor::Child,
+};
+
+pub(crate) struct FailureDetector {
+    ring: Shared,
+    alarm: Alarm,
+    /// Stalls that health has been told of.
+    stalls: u64,
+}
+
+impl FailureDetector {
+    pub(crate) fn new(ring: Shared) -> Self {
+        let stalls = ring.counters.stalls.load(Relaxed);
+        Self { ring, alarm: Alarm::default(), stalls }
+    }
+
+    fn hear(&self, item: ToDetector) {
+        let (ring, now) = (&self.ring, now());
+        let detector = &ring.detector;
+        match item {
+            ToDetector::Ping { ping, from } => {
+                let answer = detector.borrow().ping(&ping, from, &Bytes::new(), &ring.view.borrow());
+                self.act(answer.map(Some));
+            }
+            ToDetector::IndirectPing { request, from } => {
+                let mut rng = ring.rng.borrow_mut();
+                let relayed =
+                    detector.borrow_mut().indirect_ping(&request, from, &ring.view.borrow(), now, &mut *rng);
+                drop(rng);
+                self.act(relayed.map(Some));
+            }
+            ToDetector::Ack(ack) => {
+                let heard = detector.borrow_mut().ack(&ack, now);
+                self.act(heard);
+            }
+            ToDetector::Nack(nack) => {
+                let heard = detector.borrow_mut().nack(&nack);
+                self.act(heard.map(|()| None));
+            }
+            ToDetector::StreamPinged { seq, answered } => {
+                let heard = detector.borrow_mut().stream_ping(seq, answered);
+                self.act(heard);
+            }
+            ToDetector::SendFailed { seq } => detector.borrow_mut().send_failed(seq, now),
+            ToDetector::Newcomer { name, members } => {
+                detector.borrow_mut().newcomer(name, members, &mut *ring.rng.borrow_mut());
+            }
+            ToDetector::Doubt => detector.borrow_mut().doubt(1),
+        }
+    }
+
+    fn act(&self, heard: Result<Option<Action>, Unheard>) {
+        match heard {
+            Ok(Some(action)) => self.carry_out(action),
+            Ok(None) => {}
+            Err(unheard) => self.ring.counters.drop(unheard),
+        }
+    }
+
+    fn carry_out(&self, action: Action) {
+        let ring = &self.ring;
+        match action {
+            Action::Send { to, messages, piggyback, report } => {
+                ring.command(&ring.queue, ToQueue::Send { to, messages, piggyback, report });
+            }
+            Action::StreamPing { seq, target, addr, deadline } => {
+                let deadline = deadline.into();
+                ring.command(&ring.transport, ToTransport::StreamPing { seq, target, addr, deadline });
+            }
+            Action::Accuse { id, incarnation, evidence } => {
+                ring.command(&ring.state, ToState::Accuse { id, incarnation, evidence });
+            }
+            Action::Measured { id, rtt } => tracing::trace!(member = %id, ?rtt, "answered"),
+            Action::UdpLost { id } => {
+                up(&ring.counters.udp_lost);
+                tracing::debug!(member = %id, "answers over a stream only: its datagrams are lost");
+            }
+        }
+    }
+
+    fn on_time(&mut self) {
+        let ring = &self.ring;
+        let stalls = ring.counters.stalls.load(Relaxed);
+        if stalls > self.stalls {
+            ring.detector.borrow_mut().doubt(1);
+            self.stalls = stalls;
+        }
+        let actions = {
+            let mut detector = ring.detector.borrow_mut();
+            detector.on_time(&ring.view.borrow(), now(), &mut *ring.rng.borrow_mut())
+        };
+        for action in actions {
+            self.carry_out(action);
+        }
+    }
+
+    fn set_alarm(&self) {
+        let detector = self.ring.detector.borrow();
+        self.ring.counters.health.store(detector.score().into(), Relaxed);
+        self.ring.counters.degraded_probes.store(detector.degraded_rounds(), Relaxed);
+        self.alarm.set(detector.due());
+    }
+}
+
+impl Actor for FailureDetector {
+    type Context = Context<Self>;
+}
+
+impl actix::Supervised for FailureDetector {}
+
+impl Child for FailureDetector {
+    fn boot(&mut self, ctx: &mut Context<Self>) {
+        self.set_alarm();
+        Self::add_stream(Turns::new(self.ring.detector_inbox().clone(), self.alarm.clone(), None), ctx);
+    }
+}
+
+impl StreamHandler<Turn> for FailureDetector {
+    fn handle(&mut self, _: Turn, _: &mut Context<Self>) {
+        // Answers first: one that lies here must not be missed because time has passed as well.
+        self.ring.turn(DETECTOR, self.ring.detector_inbox(), |item| self.hear(item));
+        self.ring.hooks.strike(DETECTOR, "tick");
+        self.on_time();
+        self.set_alarm();
+    }
+}

@@ -1,0 +1,174 @@
+//! What can go wrong, by whose turn it is to do something about it.
+
+use std::{io, net::SocketAddr};
+
+use memberlist_protocol::broadcast::TooLarge;
+pub use memberlist_protocol::{config::ConfigError, member::MemberError, wire::state::Refusal};
+
+/// A node did not start. Nothing of it is left running or bound.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting that cannot be.
+    #[error("bad setting: {0}")]
+    Config(#[from] ConfigError),
+    /// The address could not be taken.
+    #[error("cannot bind {0}: {1}")]
+    Bind(SocketAddr, #[source] io::Error),
+    /// There is no actix system on this thread, and no arbiter was given.
+    #[error(
+        "no actix system runs on this thread: start one with #[actix::main], or give the node an arbiter"
+    )]
+    NoSystem,
+    /// The thread of the node could not be started, or has stopped.
+    #[error("the node's thread could not be started: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Joining one seed, or all of them, did not work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// No seed was named.
+    #[error("no seeds were given")]
+    NoSeeds,
+    /// A seed is not `host:port`, `host` or `name/host:port`.
+    #[error("bad seed {seed:?}: {reason}")]
+    BadSeed {
+        /// What was given, cut to 300 characters.
+        seed: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The name could not be resolved.
+    #[error("cannot resolve {0}")]
+    Resolve(String),
+    /// Nobody could be reached there.
+    #[error("{0} cannot be reached: {1}")]
+    Unreachable(SocketAddr, String),
+    /// It closed the connection without an answer, as nodes do that have another label or key.
+    #[error("{0} closed the connection without an answer: check label, key and version on both sides")]
+    NoAnswer(SocketAddr),
+    /// Its answer was not understood.
+    #[error("the answer of {0} was not understood: {1}")]
+    Garbled(SocketAddr, String),
+    /// It said no.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// The seed is this node itself.
+    #[error("that is this node itself")]
+    Oneself,
+    /// It took too long.
+    #[error("no answer in time")]
+    Timeout,
+    /// No seed could be joined; for each, why.
+    #[error("no seed could be joined: {}", list(.0))]
+    NoneReached(Vec<(String, JoinError)>),
+    /// The node has too much to do just now. Try again.
+    #[error("the node is busy")]
+    Busy,
+    /// The node lost the question when one of its actors was restarted. Try again.
+    #[error("lost in a restart of an actor")]
+    Lost,
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+fn list(failed: &[(String, JoinError)]) -> String {
+    /// Seeds that a line names.
+    const MAX: usize = 10;
+    let mut text: Vec<String> =
+        failed.iter().take(MAX).map(|(seed, error)| format!("{seed}: {error}")).collect();
+    if failed.len() > MAX {
+        text.push(format!("and {} more", failed.len() - MAX));
+    }
+    text.join("; ")
+}
+
+/// The node has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the node has stopped")]
+pub struct Stopped;
+
+/// This node could not say something else about itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// Metadata and tags do not fit into what they share. Nothing has changed.
+    #[error("metadata and tags take {len} bytes; at most {max} are allowed")]
+    TooLarge {
+        /// Bytes on the wire.
+        len: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+    /// The node has left.
+    #[error("the node has left")]
+    Left,
+    /// The node has too much to do just now. Nothing has changed; try again.
+    #[error("the node is busy")]
+    Busy,
+    /// The node lost the question when one of its actors was restarted. Nothing has changed; try again.
+    #[error("lost in a restart of an actor")]
+    Lost,
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+/// A message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// There is no room for it just now. Try again.
+    #[error("the queue is full")]
+    Full,
+    /// It is too large, for ever.
+    #[error("the message has {len} bytes; at most {max} fit")]
+    TooLarge {
+        /// Bytes of the message.
+        len: usize,
+        /// Bytes that fit.
+        max: usize,
+    },
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped,
+}
+
+impl From<TooLarge> for SendError {
+    fn from(TooLarge { len, max }: TooLarge) -> Self {
+        Self::TooLarge { len, max }
+    }
+}
+
+/// A message that was taken has not got through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotSent {
+    /// Surely not.
+    #[error("not sent: {0}")]
+    Never(Cause),
+    /// Perhaps it has.
+    #[error("perhaps not sent: {0}")]
+    Unknown(Cause),
+}
+
+/// Why a message has not got through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// There was no room.
+    #[error("no room")]
+    Busy,
+    /// A newer broadcast has replaced it.
+    #[error("replaced by a newer one")]
+    Invalidated,
+    /// It was lost when an actor was restarted.
+    #[error("lost in a restart of an actor")]
+    Lost,
+    /// The node has stopped.
+    #[error("the node has stopped")]
+    Stopped,
+}

@@ -1,0 +1,101 @@
+//! Where tests reach into a node. Without the `testing` feature there is nothing here.
+
+#[cfg(not(feature = "testing"))]
+#[derive(Clone, Default)]
+pub(crate) struct Hooks(());
+
+#[cfg(not(feature = "testing"))]
+impl Hooks {
+    pub(crate) fn strike(&self, _: &'static str, _: &'static str) {}
+    pub(crate) fn record(&self, _: &'static str, _: &dyn std::fmt::Display, _: &[u8]) {}
+}
+
+#[cfg(feature = "testing")]
+pub(crate) use testing::Hooks;
+
+/// Injected panics and traces.
+#[cfg(feature = "testing")]
+pub(crate) mod testing {
+    use std::{
+        collections::BTreeMap,
+        fmt::Display,
+        sync::{Arc, Mutex, MutexGuard, PoisonError},
+    };
+
+    use crate::trace::Trace;
+
+    /// An actor of the ring, and a kind of message that it hears.
+    pub type Pair = (&'static str, &'static str);
+
+    /// Panics to be injected into a node's actors. Clones are one.
+    #[derive(Clone, Debug, Default)]
+    pub struct Strikes(Arc<Mutex<Plan>>);
+
+    #[derive(Debug, Default)]
+    struct Plan {
+        armed: Vec<Pair>,
+        hits: BTreeMap<Pair, u64>,
+        heard: BTreeMap<Pair, u64>,
+    }
+
+    impl Strikes {
+        /// Every pair of an actor and a message that it hears.
+        pub fn pairs() -> Vec<Pair> {
+            crate::messages::pairs()
+        }
+
+        /// The next message of that kind that this actor hears makes it panic.
+        pub fn arm(&self, pair: Pair) {
+            self.lock().armed.push(pair);
+        }
+
+        /// Takes back what has not struck yet, and says what that was.
+        pub fn disarm(&self) -> Vec<Pair> {
+            std::mem::take(&mut self.lock().armed)
+        }
+
+        /// How often each pair was struck.
+        pub fn hits(&self) -> BTreeMap<Pair, u64> {
+            self.lock().hits.clone()
+        }
+
+        /// How often each pair was heard.
+        pub fn heard(&self) -> BTreeMap<Pair, u64> {
+            self.lock().heard.clone()
+        }
+
+        fn lock(&self) -> MutexGuard<'_, Plan> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        fn take(&self, pair: Pair) -> bool {
+            let mut plan = self.lock();
+            *plan.heard.entry(pair).or_default() += 1;
+            let Some(at) = plan.armed.iter().position(|armed| *armed == pair) else { return false };
+            plan.armed.swap_remove(at);
+            *plan.hits.entry(pair).or_default() += 1;
+            true
+        }
+    }
+
+    /// What a test has hung into a node.
+    #[derive(Clone, Default)]
+    pub(crate) struct Hooks {
+        pub(crate) strikes: Option<Strikes>,
+        pub(crate) trace: Option<Trace>,
+    }
+
+    impl Hooks {
+        pub(crate) fn strike(&self, actor: &'static str, kind: &'static str) {
+            if self.strikes.as_ref().is_some_and(|strikes| strikes.take((actor, kind))) {
+                panic!("struck: {actor} at {kind}");
+            }
+        }
+
+        pub(crate) fn record(&self, kind: &'static str, who: &dyn Display, bytes: &[u8]) {
+            if let Some(trace) = &self.trace {
+                trace.record(kind, who, bytes);
+            }
+        }
+    }
+}

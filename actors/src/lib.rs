@@ -1,0 +1,64 @@
+//! Cluster membership for actix applications: SWIM gossip with Lifeguard's failure detection, run by
+//! supervised actors.
+//!
+//! A program spawns a node inside its actix system, subscribes its own actors to what becomes of the members,
+//! and tells them things. [`Cluster`] is the handle; [`Node`] the same as an actor.
+//!
+//! ```text
+//!             ┌──────────────► NodeState ───────────────┐
+//!             │                 │     │                 ▼
+//! sockets ─► Transport          │     └► Delegates   BroadcastQueue ─► Transport ─► sockets
+//!             │   │             ▼ (view)                ▲
+//!             │   └──► FailureDetector ─────────────────┘
+//!             └──► Delegates (user messages)
+//! ```
+//!
+//! The five live on one thread, under a [`supervisor`] that restarts one that panics. The rules they ask are
+//! in the crate [`memberlist_protocol`], which knows neither actors nor sockets.
+
+mod builder;
+mod cluster;
+mod delegates;
+mod detector;
+mod errors;
+mod events;
+mod hooks;
+mod inbox;
+mod join;
+mod messages;
+mod metrics;
+pub mod network;
+mod node;
+mod pump;
+mod queue;
+mod ring;
+mod state;
+mod streams;
+pub mod supervisor;
+#[cfg(feature = "testing")]
+pub mod trace;
+mod transport;
+
+pub use builder::{ClusterBuilder, DEFAULT_PORT};
+pub use cluster::{Broadcast, Cluster, Spread};
+pub use errors::{
+    Cause, ConfigError, JoinError, MemberError, NotSent, Refusal, SendError, StartError, Stopped, UpdateError,
+};
+pub use events::{MemberEvent, NodeEvent, Replay, Sender, UserBytes};
+pub use join::{Joined, Until};
+pub use memberlist_protocol::{
+    accusation::{Accusation, Evidence, Outcome, Why},
+    config::Config,
+    member::{Member, MemberState, NodeId, VersionRange, Versions},
+    restart::RestartPolicy,
+    view::View,
+};
+pub use metrics::{InboxMetrics, Metrics};
+pub use node::{Join, Leave, LeaveReport, Members, Node, SetMeta, Shutdown, Subscribe};
+pub use pump::Subscription;
+
+/// Injected panics, for tests.
+#[cfg(feature = "testing")]
+pub mod testing {
+    pub use crate::hooks::testing::{Pair, Strikes};
+}

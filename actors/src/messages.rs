@@ -1,0 +1,271 @@
+//! The whole conversation inside a node, on one page: what each actor of the ring hears, and from whom.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use memberlist_protocol::{
+    accusation::Evidence,
+    gossip::Piggyback,
+    member::{NodeId, Tags},
+    members::Change,
+    view::View,
+    wire::{
+        message::{Ack, Alive, Dead, IndirectPing, Message, Nack, Ping, Suspect, UserBroadcast},
+        state::{Refusal, State},
+    },
+};
+use smallvec::SmallVec;
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::{
+    errors::{JoinError, NotSent, UpdateError},
+    events::{MemberEvent, UserBytes},
+    inbox::Item,
+    pump::{Pump, Subscribing},
+};
+
+/// Where an answer goes. When it is dropped, whoever waits gets an error.
+pub(crate) type Reply<T> = oneshot::Sender<T>;
+
+/// Gives each kind of item its name.
+macro_rules! kinds {
+    ($type:ty { $($variant:ident $fields:tt => $name:literal),* $(,)? }) => {
+        const KINDS: &'static [&'static str] = &[$($name),*];
+
+        fn kind(&self) -> &'static str {
+            match self { $(kinds!(@ $variant $fields) => $name),* }
+        }
+    };
+    (@ $variant:ident ()) => { Self::$variant };
+    (@ $variant:ident (_)) => { Self::$variant(_) };
+    (@ $variant:ident {}) => { Self::$variant { .. } };
+}
+
+/// Why this node exchanges states with a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exchange {
+    /// To find what gossip has missed, every now and then.
+    Periodic,
+    /// To join.
+    Join,
+    /// Shortly after joining: others may have joined at the same time.
+    FollowUp,
+}
+
+/// What NodeState hears.
+pub(crate) enum ToState {
+    /// From Transport: news about a member.
+    Alive(Alive),
+    /// From Transport: an accusation.
+    Suspect(Suspect),
+    /// From Transport: a verdict, or a farewell.
+    Dead(Dead),
+    /// From FailureDetector: a member did not answer.
+    Accuse { id: NodeId, incarnation: u32, evidence: Evidence },
+    /// From a stream: give the own full state.
+    Give { join: bool, reply: Reply<Bytes> },
+    /// From a stream that this node dialled: take the peer's state in, and say whose it was once that is done.
+    Merge { peer: Box<State>, why: Exchange, reply: Reply<Result<NodeId, Refusal>> },
+    /// From a stream that a peer dialled: take its state in, and give the own one.
+    Exchange { peer: Box<State>, reply: Reply<Result<Bytes, Refusal>> },
+    /// From the handle: this node says something else about itself.
+    Update { tags: Option<Tags>, meta: Option<Bytes>, reply: Reply<Result<(), UpdateError>> },
+    /// From the handle: leave.
+    Leave { reply: Reply<Bytes> },
+}
+
+impl Item for ToState {
+    kinds!(ToState {
+        Alive(_) => "alive",
+        Suspect(_) => "suspect",
+        Dead(_) => "dead",
+        Accuse {} => "accuse",
+        Give {} => "give",
+        Merge {} => "merge",
+        Exchange {} => "exchange",
+        Update {} => "update",
+        Leave {} => "leave",
+    });
+
+    fn weight(&self) -> usize {
+        match self {
+            Self::Alive(m) => m.id.name().len() + m.meta.len() + m.tags.as_bytes().len(),
+            Self::Suspect(m) => m.id.name().len() + m.from.len(),
+            Self::Dead(m) => m.id.name().len() + m.from.len() + m.by.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What FailureDetector hears.
+pub(crate) enum ToDetector {
+    /// From Transport: somebody asks whether this node is there.
+    Ping { ping: Ping, from: SocketAddr },
+    /// From Transport: somebody wants another one pinged.
+    IndirectPing { request: IndirectPing, from: SocketAddr },
+    /// From Transport: an answer.
+    Ack(Ack),
+    /// From Transport: a helper has none.
+    Nack(Nack),
+    /// From a stream: the ping over it has ended.
+    StreamPinged { seq: u32, answered: bool },
+    /// From Transport: a ping could not be sent.
+    SendFailed { seq: u32 },
+    /// From NodeState: a member is new.
+    Newcomer { name: Arc<str>, members: usize },
+    /// From NodeState: this node had to refute, so its health is doubtful.
+    Doubt,
+}
+
+impl Item for ToDetector {
+    kinds!(ToDetector {
+        Ping {} => "ping",
+        IndirectPing {} => "indirect_ping",
+        Ack(_) => "ack",
+        Nack(_) => "nack",
+        StreamPinged {} => "stream_pinged",
+        SendFailed {} => "send_failed",
+        Newcomer {} => "newcomer",
+        Doubt () => "doubt",
+    });
+
+    fn weight(&self) -> usize {
+        match self {
+            Self::Ping { ping, .. } => ping.target.name().len() + ping.from.name().len(),
+            Self::IndirectPing { request, .. } => request.target.name().len() + request.from.name().len(),
+            Self::Ack(ack) => ack.payload.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What BroadcastQueue hears.
+pub(crate) enum ToQueue {
+    /// From NodeState: news about the member of that name, to be gossiped.
+    News { about: Arc<str>, bytes: Bytes },
+    /// From FailureDetector and NodeState: messages to one node, with news behind them.
+    Send { to: SocketAddr, messages: SmallVec<[Message; 1]>, piggyback: Piggyback, report: Option<u32> },
+    /// From the handle: a user's broadcast.
+    Broadcast {
+        name: Option<Arc<str>>,
+        replaces: Vec<String>,
+        message: UserBroadcast,
+        spread: Reply<Result<(), NotSent>>,
+    },
+    /// From Delegates: somebody else's broadcast, to be passed on.
+    Forward(UserBroadcast),
+    /// From the handle: send this farewell at once, as often as the budget allows. The answer is how many
+    /// members it went to.
+    Farewell { bytes: Bytes, reply: Reply<usize> },
+}
+
+impl Item for ToQueue {
+    kinds!(ToQueue {
+        News {} => "news",
+        Send {} => "send",
+        Broadcast {} => "broadcast",
+        Forward(_) => "forward",
+        Farewell {} => "farewell",
+    });
+
+    fn weight(&self) -> usize {
+        match self {
+            Self::News { bytes, .. } => bytes.len(),
+            Self::Forward(m) => m.bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What Transport hears.
+pub(crate) enum ToTransport {
+    /// From BroadcastQueue: send a packet. When that fails, FailureDetector learns of the ping in it.
+    Packet { to: SocketAddr, bytes: Bytes, report: Option<u32> },
+    /// From FailureDetector: ping over a stream.
+    StreamPing { seq: u32, target: NodeId, addr: SocketAddr, deadline: Instant },
+    /// From NodeState: exchange states with a member.
+    PushPull { addr: SocketAddr, why: Exchange },
+    /// From BroadcastQueue: send a farewell to these members now, and say to how many it went.
+    Farewell { packets: Vec<(SocketAddr, Bytes)>, reply: Reply<usize> },
+    /// From a join: exchange states with whoever is there.
+    Join { addr: SocketAddr, reply: Reply<Result<NodeId, JoinError>> },
+}
+
+impl Item for ToTransport {
+    kinds!(ToTransport {
+        Packet {} => "packet",
+        StreamPing {} => "stream_ping",
+        PushPull {} => "push_pull",
+        Farewell {} => "farewell",
+        Join {} => "join",
+    });
+
+    fn weight(&self) -> usize {
+        match self {
+            Self::Packet { bytes, .. } => bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What Delegates hears.
+pub(crate) enum ToDelegates {
+    /// From NodeState: what has happened in one turn, and the view after it.
+    Events { changes: Vec<(u64, Change)>, view: View },
+    /// From Transport: a user's broadcast.
+    User(UserBroadcast),
+    /// From the handle: somebody wants events.
+    Subscribe(Subscribing<MemberEvent>),
+    /// From the handle: somebody wants users' bytes.
+    Serve(Subscribing<UserBytes>),
+    /// From the handle: somebody wants what the supervisor tells, and needs a pump for it.
+    Run(Pump),
+    /// From the handle: something to be done on the node's thread, which ends with the node.
+    Work(Pump),
+    /// From a subscription that was dropped.
+    Unsubscribe { number: u64 },
+}
+
+impl Item for ToDelegates {
+    kinds!(ToDelegates {
+        Events {} => "events",
+        User(_) => "user",
+        Subscribe(_) => "subscribe",
+        Serve(_) => "serve",
+        Run(_) => "run",
+        Work(_) => "work",
+        Unsubscribe {} => "unsubscribe",
+    });
+
+    fn weight(&self) -> usize {
+        match self {
+            Self::User(m) => m.bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// Every actor of the ring with every kind of message that it hears, and the two that Transport hears from
+/// its sockets, and the tick of each.
+#[cfg(feature = "testing")]
+pub(crate) fn pairs() -> Vec<(&'static str, &'static str)> {
+    let of = |actor: &'static str, kinds: &'static [&'static str]| {
+        kinds.iter().copied().chain(["tick"]).map(move |kind| (actor, kind))
+    };
+    of(STATE, ToState::KINDS)
+        .chain(of(QUEUE, ToQueue::KINDS))
+        .chain(of(DETECTOR, ToDetector::KINDS))
+        .chain(ToTransport::KINDS.iter().chain(&["datagram", "stream"]).map(|kind| (TRANSPORT, *kind)))
+        .chain(ToDelegates::KINDS.iter().map(|kind| (DELEGATES, *kind)))
+        .collect()
+}
+
+pub(crate) const STATE: &str = "NodeState";
+pub(crate) const QUEUE: &str = "BroadcastQueue";
+pub(crate) const DETECTOR: &str = "FailureDetector";
+pub(crate) const TRANSPORT: &str = "Transport";
+pub(crate) const DELEGATES: &str = "Delegates";
+pub(crate) const NODE: &str = "Node";
+
+/// How long the last words of a stopping node may take.
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);

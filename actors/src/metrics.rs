@@ -1,0 +1,323 @@
+//! Counters of a node: plain atomics, read as a value.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use memberlist_protocol::{members::Ignored, probe::Unheard, wire::WireError, wire::message::Message};
+
+use crate::messages::{DELEGATES, DETECTOR, NODE, QUEUE, STATE, TRANSPORT};
+
+/// Why the node itself dropped something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// News that found its inbox full.
+    InboxNews,
+    /// Control that found its inbox full.
+    InboxControl,
+    /// A packet that the network did not take just then.
+    WouldBlock,
+    /// A packet that could not be sent at all.
+    SendFailed,
+    /// Messages that no packet has room for.
+    NoRoom,
+    /// News or broadcasts that had to make room for newer.
+    Pruned,
+    /// A stream that was not opened for want of room.
+    TooManyStreams,
+    /// A stream that took too long.
+    StreamTimeout,
+    /// A stream that broke.
+    StreamBroken,
+    /// A user's broadcast that had been seen.
+    SeenBroadcast,
+    /// A user's broadcast that nobody handles here.
+    NoHandler,
+    /// A user's broadcast whose handler has too much to do.
+    HandlerBusy,
+    /// A subscriber that lagged behind, and got a snapshot instead of events.
+    SubscriberLagged,
+    /// A message whose handler panicked.
+    Panicked,
+    /// A socket that reported an error on reading.
+    ReadFailed,
+    /// A socket that reported an error on accepting a stream.
+    AcceptFailed,
+}
+
+impl Lost {
+    const ALL: [(Self, &'static str); 16] = [
+        (Self::InboxNews, "inbox_news"),
+        (Self::InboxControl, "inbox_control"),
+        (Self::WouldBlock, "would_block"),
+        (Self::SendFailed, "send_failed"),
+        (Self::NoRoom, "no_room"),
+        (Self::Pruned, "pruned"),
+        (Self::TooManyStreams, "too_many_streams"),
+        (Self::StreamTimeout, "stream_timeout"),
+        (Self::StreamBroken, "stream_broken"),
+        (Self::SeenBroadcast, "seen_broadcast"),
+        (Self::NoHandler, "no_handler"),
+        (Self::HandlerBusy, "handler_busy"),
+        (Self::SubscriberLagged, "subscriber_lagged"),
+        (Self::Panicked, "panicked"),
+        (Self::ReadFailed, "read_failed"),
+        (Self::AcceptFailed, "accept_failed"),
+    ];
+}
+
+/// Why something was dropped: a peer's bytes, a message that changes nothing, or the node's own limits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Reason {
+    Wire(WireError),
+    Ignored(Ignored),
+    Unheard(Unheard),
+    Lost(Lost),
+}
+
+impl From<WireError> for Reason {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+impl From<Ignored> for Reason {
+    fn from(ignored: Ignored) -> Self {
+        Self::Ignored(ignored)
+    }
+}
+
+impl From<Unheard> for Reason {
+    fn from(unheard: Unheard) -> Self {
+        Self::Unheard(unheard)
+    }
+}
+
+impl From<Lost> for Reason {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+const WIRE: usize = WireError::ALL.len();
+const IGNORED: usize = WIRE + Ignored::ALL.len();
+const UNHEARD: usize = IGNORED + Unheard::ALL.len();
+const REASONS: usize = UNHEARD + Lost::ALL.len();
+
+impl Reason {
+    fn index(self) -> usize {
+        match self {
+            Self::Wire(error) => place(&WireError::ALL, error),
+            Self::Ignored(ignored) => WIRE + place(&Ignored::ALL, ignored),
+            Self::Unheard(unheard) => IGNORED + place(&Unheard::ALL, unheard),
+            Self::Lost(lost) => UNHEARD + Lost::ALL.iter().position(|(l, _)| *l == lost).unwrap_or(0),
+        }
+    }
+
+    fn names() -> impl Iterator<Item = &'static str> {
+        let wire = WireError::ALL.iter().map(|error| error.name());
+        let ignored = Ignored::ALL.iter().map(|ignored| ignored.name());
+        let unheard = Unheard::ALL.iter().map(|unheard| unheard.name());
+        wire.chain(ignored).chain(unheard).chain(Lost::ALL.iter().map(|(_, name)| *name))
+    }
+}
+
+fn place<T: PartialEq>(all: &[T], one: T) -> usize {
+    all.iter().position(|each| *each == one).unwrap_or(0)
+}
+
+/// The actors whose restarts are counted.
+const ACTORS: [&str; 6] = [STATE, QUEUE, DETECTOR, TRANSPORT, DELEGATES, NODE];
+
+/// Counters of the same sort.
+#[derive(Debug)]
+struct Many<const N: usize>([AtomicU64; N]);
+
+impl<const N: usize> Default for Many<N> {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; N])
+    }
+}
+
+impl<const N: usize> std::ops::Deref for Many<N> {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
+/// The counters of one node.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) packets_sent: AtomicU64,
+    pub(crate) packets_received: AtomicU64,
+    pub(crate) bytes_sent: AtomicU64,
+    pub(crate) bytes_received: AtomicU64,
+    pub(crate) streams_dialled: AtomicU64,
+    pub(crate) streams_accepted: AtomicU64,
+    pub(crate) stream_bytes_sent: AtomicU64,
+    pub(crate) stream_bytes_received: AtomicU64,
+    pub(crate) health: AtomicU64,
+    pub(crate) refutations: AtomicU64,
+    pub(crate) degraded_probes: AtomicU64,
+    pub(crate) degraded_timeouts: AtomicU64,
+    pub(crate) udp_lost: AtomicU64,
+    pub(crate) stalls: AtomicU64,
+    sent: Many<{ Message::KINDS }>,
+    received: Many<{ Message::KINDS }>,
+    dropped: Many<REASONS>,
+    restarts: Many<{ ACTORS.len() }>,
+}
+
+/// Adds one.
+pub(crate) fn up(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+impl Counters {
+    /// Counts a drop.
+    pub(crate) fn drop(&self, reason: impl Into<Reason>) {
+        up(&self.dropped[reason.into().index()]);
+    }
+
+    /// Counts several drops of one kind.
+    pub(crate) fn drop_many(&self, reason: impl Into<Reason>, n: usize) {
+        self.dropped[reason.into().index()].fetch_add(n as u64, Relaxed);
+    }
+
+    pub(crate) fn sent(&self, message: &Message) {
+        up(&self.sent[message.kind()]);
+    }
+
+    pub(crate) fn received(&self, message: &Message) {
+        up(&self.received[message.kind()]);
+    }
+
+    pub(crate) fn restarted(&self, actor: &str) {
+        if let Some(at) = ACTORS.iter().position(|name| *name == actor) {
+            up(&self.restarts[at]);
+        }
+    }
+
+    /// The counters as they stand.
+    pub(crate) fn read(&self) -> Metrics {
+        let by_kind = |counters: &[AtomicU64]| Message::NAMES.into_iter().zip(values(counters)).collect();
+        Metrics {
+            packets_sent: self.packets_sent.load(Relaxed),
+            packets_received: self.packets_received.load(Relaxed),
+            bytes_sent: self.bytes_sent.load(Relaxed),
+            bytes_received: self.bytes_received.load(Relaxed),
+            streams_dialled: self.streams_dialled.load(Relaxed),
+            streams_accepted: self.streams_accepted.load(Relaxed),
+            stream_bytes_sent: self.stream_bytes_sent.load(Relaxed),
+            stream_bytes_received: self.stream_bytes_received.load(Relaxed),
+            messages_sent: by_kind(&self.sent),
+            messages_received: by_kind(&self.received),
+            dropped: Reason::names().zip(values(&self.dropped)).collect(),
+            restarts: ACTORS.into_iter().zip(values(&self.restarts)).collect(),
+            health_score: self.health.load(Relaxed),
+            refutations: self.refutations.load(Relaxed),
+            degraded_probes: self.degraded_probes.load(Relaxed),
+            degraded_timeouts: self.degraded_timeouts.load(Relaxed),
+            udp_lost: self.udp_lost.load(Relaxed),
+            stalls: self.stalls.load(Relaxed),
+            inboxes: BTreeMap::new(),
+            broadcasts_queued: 0,
+        }
+    }
+}
+
+fn values(counters: &[AtomicU64]) -> Vec<u64> {
+    counters.iter().map(|counter| counter.load(Relaxed)).collect()
+}
+
+/// What went through the inbox of one actor. Everything offered was taken, dropped or refused, or waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InboxMetrics {
+    /// Messages that came.
+    pub offered: u64,
+    /// Messages that the actor took.
+    pub taken: u64,
+    /// News that had to make room for newer.
+    pub dropped: u64,
+    /// Accusations that gave way to one of a higher incarnation.
+    pub coalesced: u64,
+    /// Commands refused for want of room; they are not among those offered.
+    pub refused: u64,
+    /// Messages that wait.
+    pub waiting: u64,
+}
+
+/// The counters of a node, all since its start.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// Datagrams sent.
+    pub packets_sent: u64,
+    /// Datagrams received, bad ones too.
+    pub packets_received: u64,
+    /// Bytes of datagrams sent.
+    pub bytes_sent: u64,
+    /// Bytes of datagrams received.
+    pub bytes_received: u64,
+    /// Streams opened to others.
+    pub streams_dialled: u64,
+    /// Streams opened by others.
+    pub streams_accepted: u64,
+    /// Bytes sent on streams.
+    pub stream_bytes_sent: u64,
+    /// Bytes received on streams.
+    pub stream_bytes_received: u64,
+    /// Messages in datagrams sent, by kind; what travels along as gossip is not among them.
+    pub messages_sent: BTreeMap<&'static str, u64>,
+    /// Messages in datagrams received, by kind.
+    pub messages_received: BTreeMap<&'static str, u64>,
+    /// What was dropped, by reason.
+    pub dropped: BTreeMap<&'static str, u64>,
+    /// Restarts, by actor.
+    pub restarts: BTreeMap<&'static str, u64>,
+    /// Local health: 0 is good.
+    pub health_score: u64,
+    /// Accusations against this node that it has refuted.
+    pub refutations: u64,
+    /// Probes that took longer because local health was doubtful.
+    pub degraded_probes: u64,
+    /// Suspicions that ran out with fewer confirmations than hoped for.
+    pub degraded_timeouts: u64,
+    /// Members that answered over a stream when no datagram came through.
+    pub udp_lost: u64,
+    /// Handlers of the node's own that hung.
+    pub stalls: u64,
+    /// What went through the inbox of each actor.
+    pub inboxes: BTreeMap<&'static str, InboxMetrics>,
+    /// News and users' broadcasts that wait to be gossiped.
+    pub broadcasts_queued: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_a_counter_and_a_name_of_its_own() {
+        let counters = Counters::default();
+        for error in WireError::ALL {
+            counters.drop(error);
+        }
+        for ignored in Ignored::ALL {
+            counters.drop(ignored);
+        }
+        for unheard in Unheard::ALL {
+            counters.drop(unheard);
+        }
+        for (lost, _) in Lost::ALL {
+            counters.drop(lost);
+        }
+        let dropped = counters.read().dropped;
+        assert_eq!(dropped.len(), REASONS);
+        assert!(dropped.values().all(|n| *n == 1), "{dropped:?}");
+    }
+}

@@ -1,0 +1,325 @@
+//! Everything a network in memory knows: links, endpoints, streams, and the schedule of what is on its way.
+//! Ordered maps only, so that no iteration depends on the process.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    io,
+    net::{IpAddr, SocketAddr},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
+use tokio::time::Instant;
+
+use super::{
+    Link, Stats,
+    stream::{Answer, Dial, FIRST_EPHEMERAL_PORT, Side},
+};
+use crate::trace::Trace;
+
+/// Datagrams that wait at one endpoint: about what a 4 MiB receive buffer of the kernel holds.
+const QUEUE: usize = 4096;
+
+/// The most that UDP carries over IPv4.
+const MAX_DATAGRAM: usize = 65_507;
+
+/// Where ports for port 0 start: above the privileged ones.
+const FIRST_PORT: u16 = 1024;
+
+pub(super) type Pair = (SocketAddr, SocketAddr);
+
+pub(super) struct State {
+    rng: Xoshiro256PlusPlus,
+    pub(super) trace: Option<Trace>,
+    pub(super) stats: Stats,
+    pub(super) default: Link,
+    pub(super) links: BTreeMap<Pair, Link>,
+    /// Cuts and mends that go before what the links say.
+    pub(super) cuts: BTreeMap<Pair, bool>,
+    pub(super) paused: BTreeSet<SocketAddr>,
+    pub(super) hash_order: bool,
+
+    pub(super) endpoints: BTreeMap<SocketAddr, Bound>,
+    pub(super) streams: BTreeMap<u64, [Side; 2]>,
+    next_id: u64,
+    next_port: BTreeMap<IpAddr, u16>,
+    pub(super) next_ephemeral: u16,
+
+    schedule: BTreeMap<(Instant, u64), Delivery>,
+    sequence: u64,
+    /// What fell due on a link that is cut, or is of a dial whose dialler is paused; in that order.
+    pub(super) held: BTreeMap<Pair, VecDeque<Delivery>>,
+    /// When the driver wakes; none while it runs or has nothing to wait for.
+    armed: Option<Instant>,
+    pub(super) driven: bool,
+
+    // What to do once the lock is released.
+    pub(super) woken: Vec<Waker>,
+    pub(super) answers: Vec<(Answer, io::Result<u64>)>,
+    pub(super) earlier: bool,
+}
+
+pub(super) struct Bound {
+    pub(super) id: u64,
+    datagrams: VecDeque<(Bytes, SocketAddr)>,
+    pub(super) accepted: VecDeque<(u64, SocketAddr)>,
+    reader: Option<Waker>,
+    pub(super) acceptor: Option<Waker>,
+}
+
+pub(super) enum Delivery {
+    Datagram {
+        payload: Bytes,
+        from: SocketAddr,
+        to: SocketAddr,
+    },
+    /// The next item that comes to one side of a stream.
+    Item {
+        stream: u64,
+        side: usize,
+    },
+    /// The question of a dial, and its answer.
+    Syn(Dial),
+    SynAck(Dial, Result<(), io::ErrorKind>),
+}
+
+// Links and the schedule.
+impl State {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+            trace: None,
+            stats: Stats::default(),
+            default: Link::default(),
+            links: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            paused: BTreeSet::new(),
+            hash_order: false,
+            endpoints: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            next_id: 0,
+            next_port: BTreeMap::new(),
+            next_ephemeral: FIRST_EPHEMERAL_PORT,
+            schedule: BTreeMap::new(),
+            sequence: 0,
+            held: BTreeMap::new(),
+            armed: None,
+            driven: false,
+            woken: Vec::new(),
+            answers: Vec::new(),
+            earlier: false,
+        }
+    }
+
+    fn link(&self, pair: Pair) -> &Link {
+        self.links.get(&pair).unwrap_or(&self.default)
+    }
+
+    fn is_cut(&self, pair: Pair) -> bool {
+        self.cuts.get(&pair).copied().unwrap_or_else(|| self.link(pair).cut)
+    }
+
+    fn chance(&mut self, probability: f64) -> bool {
+        probability > 0.0 && self.rng.random::<f64>() < probability
+    }
+
+    fn between(&mut self, range: std::ops::Range<Duration>) -> Duration {
+        if range.is_empty() { range.start } else { self.rng.random_range(range) }
+    }
+
+    pub(super) fn record(&self, kind: &'static str, (from, to): Pair, bytes: &[u8]) {
+        if let Some(trace) = &self.trace {
+            trace.record(kind, format_args!("{from}->{to}"), bytes);
+        }
+    }
+
+    pub(super) fn schedule(&mut self, pair: Pair, extra: Duration, delivery: Delivery) {
+        let latency = self.link(pair).latency.clone();
+        let due = Instant::now() + self.between(latency) + extra;
+        self.schedule.insert((due, self.sequence), delivery);
+        self.sequence += 1;
+        self.earlier |= self.armed.is_none_or(|armed| due < armed);
+    }
+
+    /// Delivers what is due and returns when the next is.
+    pub(super) fn deliver_due(&mut self, now: Instant) -> Option<Instant> {
+        let mut due = Vec::new();
+        while let Some(first) = self.schedule.first_entry()
+            && first.key().0 <= now
+        {
+            due.push(first.remove_entry());
+        }
+        if self.hash_order {
+            due.into_iter().collect::<HashMap<_, _>>().into_values().for_each(|each| self.deliver(each));
+        } else {
+            due.into_iter().for_each(|(_, each)| self.deliver(each));
+        }
+        self.armed = self.schedule.first_key_value().map(|(&(due, _), _)| due);
+        // The driver is about to look at `armed` itself.
+        self.earlier = false;
+        self.armed
+    }
+
+    pub(super) fn deliver(&mut self, delivery: Delivery) {
+        let pair = match &delivery {
+            Delivery::Datagram { from, to, .. } => (*from, *to),
+            Delivery::Syn(dial) => (dial.from, dial.to),
+            Delivery::SynAck(dial, _) => (dial.to, dial.from),
+            Delivery::Item { stream, side } => match self.streams.get(stream) {
+                Some(sides) => (sides[1 - side].bound, sides[*side].bound),
+                None => return,
+            },
+        };
+        let waits = match &delivery {
+            // Its fate was decided when it was sent.
+            Delivery::Datagram { .. } => false,
+            Delivery::Item { .. } => self.is_cut(pair),
+            // A stopped host neither asks nor hears the answer; its kernel answers for it.
+            Delivery::Syn(dial) | Delivery::SynAck(dial, _) => {
+                self.is_cut(pair) || self.paused.contains(&dial.from)
+            }
+        };
+        if waits {
+            self.hold(pair, delivery);
+            return;
+        }
+        match delivery {
+            Delivery::Datagram { payload, from, to } => self.arrive_datagram(payload, from, to),
+            Delivery::Item { stream, side } => self.arrive_item(stream, side),
+            Delivery::Syn(dial) => self.arrive_syn(dial),
+            Delivery::SynAck(dial, outcome) => self.arrive_syn_ack(dial, outcome),
+        }
+    }
+
+    fn hold(&mut self, pair: Pair, delivery: Delivery) {
+        let held = self.held.entry(pair).or_default();
+        // Dials are given up and tried again all through a long cut.
+        held.retain(|each| match each {
+            Delivery::Syn(dial) | Delivery::SynAck(dial, _) => !dial.answer.is_closed(),
+            Delivery::Item { .. } | Delivery::Datagram { .. } => true,
+        });
+        held.push_back(delivery);
+    }
+
+    /// Sends on what was held, where the link is whole again.
+    pub(super) fn release(&mut self) {
+        for (pair, held) in std::mem::take(&mut self.held) {
+            if self.is_cut(pair) {
+                self.held.insert(pair, held);
+            } else {
+                held.into_iter().for_each(|each| self.schedule(pair, Duration::ZERO, each));
+            }
+        }
+    }
+
+    pub(super) fn resume(&mut self, addr: SocketAddr) {
+        if !self.paused.remove(&addr) {
+            return;
+        }
+        if let Some(bound) = self.endpoints.get_mut(&addr) {
+            self.woken.extend(bound.reader.take().into_iter().chain(bound.acceptor.take()));
+        }
+        for side in self.streams.values_mut().flatten().filter(|side| side.bound == addr) {
+            self.woken.extend(side.reader.take().into_iter().chain(side.writer.take()));
+        }
+        self.release();
+    }
+}
+
+// Endpoints and datagrams.
+impl State {
+    pub(super) fn bind(&mut self, mut addr: SocketAddr) -> io::Result<(u64, SocketAddr)> {
+        if addr.port() == 0 {
+            let next = self.next_port.get(&addr.ip()).copied().unwrap_or(FIRST_PORT);
+            let free = (next..=u16::MAX)
+                .chain(FIRST_PORT..next)
+                .find(|&port| !self.endpoints.contains_key(&SocketAddr::new(addr.ip(), port)))
+                .ok_or(io::ErrorKind::AddrInUse)?;
+            addr.set_port(free);
+            self.next_port.insert(addr.ip(), free.checked_add(1).unwrap_or(FIRST_PORT));
+        }
+        if self.endpoints.contains_key(&addr) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let id = self.fresh_id();
+        let bound =
+            Bound { id, datagrams: VecDeque::new(), accepted: VecDeque::new(), reader: None, acceptor: None };
+        self.endpoints.insert(addr, bound);
+        Ok((id, addr))
+    }
+
+    pub(super) fn unbind(&mut self, addr: SocketAddr, id: u64) {
+        let Some(bound) = self.endpoints.remove(&addr) else { return };
+        self.fell(id);
+        bound.accepted.into_iter().for_each(|(stream, _)| self.abandon(stream, 1));
+    }
+
+    pub(super) fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub(super) fn send(&mut self, datagram: &[u8], from: SocketAddr, to: SocketAddr) -> io::Result<()> {
+        if datagram.len() > MAX_DATAGRAM {
+            let error = format!("datagram of {} bytes, the limit is {MAX_DATAGRAM}", datagram.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
+        if self.paused.contains(&from) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let pair = (from, to);
+        self.stats.datagrams += 1;
+        self.stats.bytes += datagram.len() as u64;
+
+        if self.is_cut(pair) {
+            self.stats.cut += 1;
+            self.record("lost", pair, datagram);
+            return Ok(());
+        }
+        let Link { loss, duplicate, reorder, reorder_by, .. } = *self.link(pair);
+        if self.chance(loss) {
+            self.stats.lost += 1;
+            self.record("lost", pair, datagram);
+            return Ok(());
+        }
+        self.record("datagram", pair, datagram);
+        let copies = if self.chance(duplicate) { 2 } else { 1 };
+        self.stats.duplicated += copies - 1;
+        let payload = Bytes::copy_from_slice(datagram);
+        for _ in 0..copies {
+            let late = self.chance(reorder);
+            let extra = if late { self.between(Duration::ZERO..reorder_by) } else { Duration::ZERO };
+            self.schedule(pair, extra, Delivery::Datagram { payload: payload.clone(), from, to });
+        }
+        Ok(())
+    }
+
+    fn arrive_datagram(&mut self, payload: Bytes, from: SocketAddr, to: SocketAddr) {
+        let Some(bound) = self.endpoints.get_mut(&to) else { return };
+        if bound.datagrams.len() == QUEUE {
+            self.stats.overflowed += 1;
+            return;
+        }
+        bound.datagrams.push_back((payload, from));
+        if !self.paused.contains(&to) {
+            self.woken.extend(bound.reader.take());
+        }
+    }
+
+    pub(super) fn poll_readable(&mut self, addr: SocketAddr, cx: &Context<'_>) -> Poll<()> {
+        let paused = self.paused.contains(&addr);
+        match self.endpoints.get_mut(&addr) {
+            Some(bound) if paused || bound.datagrams.is_empty() => {
+                bound.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        }
+    }
+
+    pub(super) fn receive(&mut self, addr: SocketAddr) -> Option<(Bytes, SocketAddr)> {
+        if self.paused.contains(&addr) { None } else { self.endpoints.get_mut(&addr)?.datagrams.pop_front() }
+    }
+}

@@ -1,0 +1,68 @@
+//! The door to the network. A node knows nothing of sockets: it binds an [`Endpoint`] of a [`Network`] and
+//! speaks through that. [`SystemNetwork`] is UDP and TCP; with the `testing` feature there is one in memory.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+#[cfg(feature = "testing")]
+pub mod memory;
+mod system;
+
+pub use system::SystemNetwork;
+
+/// A stream of bytes in both directions, as TCP gives.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection for T {}
+
+/// A dial in progress.
+pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>> + Send>>;
+
+/// A bind in progress.
+pub type Binding = Pin<Box<dyn Future<Output = io::Result<Arc<dyn Endpoint>>> + Send>>;
+
+/// Where endpoints come from.
+pub trait Network: Send + Sync + 'static {
+    /// Takes `addr` for datagrams and streams alike. Port 0 means one port that is free for both.
+    ///
+    /// # Errors
+    /// What the system says: the address is in use, is not this host's, or may not be taken.
+    fn bind(&self, addr: SocketAddr) -> Binding;
+}
+
+/// One bound address: datagrams and streams, in and out. It closes when the last reference is dropped.
+///
+/// The node calls it from one thread at a time. A call never blocks.
+pub trait Endpoint: Send + Sync + 'static {
+    /// The address taken, with its real port.
+    fn local_addr(&self) -> SocketAddr;
+
+    /// Ready when a datagram may be waiting; else the waker is called once one is.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Takes one waiting datagram: its length and where it came from. What does not fit into `buf` is cut off.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when none is waiting.
+    fn try_recv(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Hands one datagram to the network.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when the network takes no more just now; else why it cannot be sent.
+    fn try_send(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()>;
+
+    /// The next stream that somebody opened to here, and from where.
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Connection>, SocketAddr)>>;
+
+    /// Opens a stream. The caller sets the time limit.
+    fn dial(&self, to: SocketAddr) -> Dialing;
+}

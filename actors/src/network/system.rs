@@ -1,0 +1,122 @@
+//! UDP and TCP on one port.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::{Binding, Connection, Dialing, Endpoint, Network};
+
+/// Connections that wait to be accepted. tokio's own 128 overflows when some hundred nodes join one seed
+/// at once, and the kernel retries what it dropped only after a second.
+const BACKLOG: i32 = 4096;
+
+/// What is asked of the kernel for datagrams that wait to be read; it may give less.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Attempts to find one port that is free for UDP and TCP alike.
+const PORT_ATTEMPTS: usize = 10;
+
+/// The system's sockets: UDP and TCP on one port, over IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemNetwork;
+
+impl Network for SystemNetwork {
+    fn bind(&self, addr: SocketAddr) -> Binding {
+        Box::pin(async move {
+            let attempts = if addr.port() == 0 { PORT_ATTEMPTS } else { 1 };
+            let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+            for _ in 0..attempts {
+                match Sockets::bind(addr) {
+                    Ok(sockets) => {
+                        // Before the reactor has seen the socket once, every send reports WouldBlock.
+                        sockets.udp.writable().await?;
+                        return Ok(Arc::new(sockets) as Arc<dyn Endpoint>);
+                    }
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
+        })
+    }
+}
+
+struct Sockets {
+    udp: UdpSocket,
+    tcp: TcpListener,
+    local: SocketAddr,
+}
+
+impl Sockets {
+    fn bind(addr: SocketAddr) -> io::Result<Self> {
+        let tcp = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        // A restarted node takes its port again while connections of its last run still linger.
+        #[cfg(unix)]
+        tcp.set_reuse_address(true)?;
+        bind(&tcp, addr)?;
+        tcp.listen(BACKLOG)?;
+        let local = tcp.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+
+        let udp = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+        bind(&udp, local)?;
+        // Less than asked for is no reason to fail: a flood then drops earlier.
+        let _ = udp.set_recv_buffer_size(RECEIVE_BUFFER);
+
+        Ok(Self { udp: UdpSocket::from_std(udp.into())?, tcp: TcpListener::from_std(tcp.into())?, local })
+    }
+}
+
+fn bind(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
+    if addr.is_ipv6() {
+        // "::" takes IPv4 as well, so that one node serves both families of a dual-stack host.
+        socket.set_only_v6(addr.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())
+}
+
+impl Endpoint for Sockets {
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.udp.poll_recv_ready(cx)
+    }
+
+    fn try_recv(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.udp.try_recv_from(buf)
+    }
+
+    fn try_send(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.udp.try_send_to(datagram, for_socket(self.local, to)).map(drop)
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Connection>, SocketAddr)>> {
+        self.tcp.poll_accept(cx).map_ok(|(stream, from)| {
+            let _ = stream.set_nodelay(true);
+            (Box::new(stream) as Box<dyn Connection>, from)
+        })
+    }
+
+    fn dial(&self, to: SocketAddr) -> Dialing {
+        Box::pin(async move {
+            let stream = TcpStream::connect(to).await?;
+            let _ = stream.set_nodelay(true);
+            Ok(Box::new(stream) as Box<dyn Connection>)
+        })
+    }
+}
+
+/// An IPv6 socket reaches IPv4 addresses in their mapped form only.
+fn for_socket(local: SocketAddr, to: SocketAddr) -> SocketAddr {
+    match (local, to.ip()) {
+        (SocketAddr::V6(_), IpAddr::V4(ip)) => SocketAddr::new(ip.to_ipv6_mapped().into(), to.port()),
+        _ => to,
+    }
+}

@@ -1,0 +1,438 @@
+//! How a node is put together, kept, and taken apart; and **Node**, its front door as an actor.
+
+use std::{
+    cell::{OnceCell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{
+    Actor, ActorFutureExt, Addr, Context, Handler, Message, Recipient, ResponseActFuture, WrapFuture,
+};
+use bytes::Bytes;
+use memberlist_protocol::{
+    config::{Config, ConfigError},
+    member::{Member, NodeId, Tags, Versions, canonical, check_addr, check_meta, check_name},
+    members::Members as Table,
+    probe::Detector,
+    view::View,
+    wire::{
+        frame::{Envelope, Packer},
+        message::Message as Wire,
+    },
+};
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
+
+use crate::{
+    cluster::Handle,
+    delegates::{self, Delegates},
+    detector::FailureDetector,
+    errors::{JoinError, StartError, Stopped, UpdateError},
+    events::{MemberEvent, NodeEvent, Replay},
+    hooks::Hooks,
+    join::Joined,
+    messages::{DELEGATES, DETECTOR, LAST_WORDS, NODE, QUEUE, STATE, TRANSPORT},
+    metrics::up,
+    network::Network,
+    pump::Subscription,
+    queue::{self, BroadcastQueue},
+    ring::{Doors, Ring, Shared, now},
+    state::{self, NodeState},
+    supervisor::{self, Child, Ended, Supervisor, watchdog::Pulse},
+    transport::{self, Transport},
+};
+
+/// What a node is made from.
+pub(crate) struct Plan {
+    pub(crate) name: String,
+    pub(crate) config: Arc<Config>,
+    pub(crate) bind: SocketAddr,
+    pub(crate) advertise: Option<SocketAddr>,
+    pub(crate) label: String,
+    pub(crate) plaintext: bool,
+    pub(crate) meta: Bytes,
+    pub(crate) tags: Tags,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) seed: Option<u64>,
+    pub(crate) watchdog: bool,
+    pub(crate) hooks: Hooks,
+}
+
+impl Plan {
+    /// Finds what cannot work before anything is bound.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        self.config.validate()?;
+        check_name(&self.name).map_err(|error| {
+            let value: String = self.name.chars().take(40).collect();
+            let value = format!("{value:?}, {} bytes", self.name.len());
+            ConfigError::new("name", value, format!("1 to 255 bytes without control characters ({error})"))
+        })?;
+        check_meta(&self.meta, &self.tags).map_err(|error| {
+            ConfigError::new(
+                "meta",
+                error.to_string(),
+                "512 bytes together with the tags, 4 bytes each for those",
+            )
+        })?;
+        Envelope::new(&self.label)?;
+        let public = self.advertise.unwrap_or(self.bind);
+        if let Some(advertise) = self.advertise {
+            if advertise.ip().is_unspecified() || advertise.ip().is_multicast() {
+                return Err(ConfigError::new("advertise", advertise.to_string(), "the address of one host"));
+            }
+        } else if self.bind.ip().is_unspecified() {
+            return Err(ConfigError::new(
+                "bind",
+                self.bind.to_string(),
+                "an address that others can reach, or name that one with .advertise(..)",
+            ));
+        }
+        if !public.ip().is_loopback() && !self.plaintext {
+            return Err(ConfigError::new(
+                "plaintext",
+                format!("not set, and {public} is not on loopback"),
+                "off loopback without a key only with .plaintext(): whoever reaches the port can join and forge",
+            ));
+        }
+        Ok(())
+    }
+
+    fn rng(&self) -> Result<Xoshiro256PlusPlus, StartError> {
+        match self.seed {
+            Some(seed) => Ok(Xoshiro256PlusPlus::seed_from_u64(seed)),
+            None => Xoshiro256PlusPlus::try_from_rng(&mut rand::rngs::SysRng)
+                .map_err(|error| StartError::Thread(std::io::Error::other(error.to_string()))),
+        }
+    }
+}
+
+/// A node that runs, and stops again unless somebody takes it.
+pub(crate) struct Started(Option<(Arc<Doors>, Addr<Node>)>);
+
+impl Started {
+    /// The node, for good.
+    pub(crate) fn take(mut self) -> Option<(Arc<Doors>, Addr<Node>)> {
+        self.0.take()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some((doors, _)) = &self.0 {
+            doors.stop.notify_one();
+        }
+    }
+}
+
+/// Binds, and starts the actors, on this thread. `own_thread` says whether the thread ends with the node.
+pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, StartError> {
+    let bind = plan.bind;
+    let endpoint = plan.network.bind(bind).await.map_err(|error| StartError::Bind(bind, error))?;
+    let mut rng = plan.rng()?;
+    let start = now();
+
+    let bound = canonical(endpoint.local_addr());
+    let addr = match plan.advertise {
+        Some(advertise) if advertise.port() == 0 => SocketAddr::new(advertise.ip(), bound.port()),
+        Some(advertise) => advertise,
+        None => bound,
+    };
+    check_addr(canonical(addr), canonical(addr))
+        .map_err(|error| ConfigError::new("advertise", addr.to_string(), error.to_string()))?;
+    let mut local = Member::new(NodeId::new(plan.name.as_str(), rng.random()), addr, 1, start);
+    local.meta = plan.meta;
+    local.tags = plan.tags;
+    local.versions = Versions::CURRENT;
+
+    let members = Table::new(plan.config.clone(), local, rng.random());
+    let view = members.view();
+    let doors = Arc::new(Doors::new(plan.config.clone(), view.clone(), plan.hooks));
+    let detector = Detector::new(plan.config.clone(), start, &mut rng);
+    let kept_state = Rc::new(RefCell::new(state::Kept::new(members, &mut rng, start)));
+    let ring = Rc::new(Ring {
+        doors: doors.clone(),
+        envelope: Envelope::new(&plan.label)?,
+        endpoint,
+        rng: RefCell::new(rng),
+        detector: RefCell::new(detector),
+        supervisor: OnceCell::new(),
+    });
+    let kept_queue = Rc::new(RefCell::new(queue::Kept::new(&ring, start)));
+    let kept_transport = Rc::new(RefCell::new(transport::Kept::new(&ring)));
+    let kept_delegates = Rc::new(RefCell::new(delegates::Kept::new(view)));
+
+    let supervisor = supervise(&ring, &kept_state, plan.watchdog);
+    let _ = ring.supervisor.set(supervisor.clone());
+    // In the order in which they restart when all do; they stop in reverse.
+    let (r, kept) = (ring.clone(), kept_state.clone());
+    supervisor.supervise(STATE, 16, move || NodeState::new(r.clone(), kept.clone()));
+    let (r, kept) = (ring.clone(), kept_queue);
+    supervisor.supervise(QUEUE, 16, move || BroadcastQueue::new(r.clone(), kept.clone()));
+    let r = ring.clone();
+    supervisor.supervise(DETECTOR, 16, move || FailureDetector::new(r.clone()));
+    let (r, kept) = (ring.clone(), kept_transport);
+    supervisor.supervise(TRANSPORT, 16, move || Transport::new(r.clone(), kept.clone()));
+    let (r, kept) = (ring.clone(), kept_delegates.clone());
+    supervisor.supervise(DELEGATES, 16, move || Delegates::new(r.clone(), kept.clone()));
+    let handle = Handle::new(doors.clone());
+    let node = supervisor.supervise(NODE, 256, move || Node { handle: handle.clone() });
+
+    let keeper = keep(
+        Closing { doors: doors.clone(), delegates: kept_delegates },
+        ring,
+        supervisor.clone(),
+        own_thread,
+    );
+    supervisor.spawn("keeper", keeper);
+    Ok(Started(Some((doors, node))))
+}
+
+/// The supervisor of a node's actors, whose events become the node's.
+fn supervise(ring: &Shared, state: &Rc<RefCell<state::Kept>>, watchdog: bool) -> Supervisor {
+    let pulse = watchdog.then(|| {
+        let doors = Arc::downgrade(&ring.doors);
+        let report = move |actor, since| {
+            if let Some(doors) = doors.upgrade() {
+                up(&doors.counters.stalls);
+                tracing::warn!(actor, ?since, "a handler of the node hangs");
+                doors.node_events.tell(&NodeEvent::Stalled { actor, since });
+            }
+        };
+        Pulse::watched(ring.config.stall_after, Box::new(report))
+    });
+    let (weak, state) = (Rc::downgrade(ring), Rc::downgrade(state));
+    let observer = move |event| {
+        let (Some(ring), Some(state)) = (weak.upgrade(), state.upgrade()) else { return };
+        match event {
+            supervisor::Event::Restarted { actor, panic, nth } => {
+                tracing::error!(actor, panic, nth, "an actor panicked and was restarted");
+                ring.counters.restarted(actor);
+                ring.counters.drop(crate::metrics::Lost::Panicked);
+                let who = ring.view.borrow().local().id.clone();
+                ring.hooks.record("restart", &who, actor.as_bytes());
+                ring.node_events.tell(&NodeEvent::Restarted { actor, panic, nth });
+            }
+            supervisor::Event::AllRestarted => tracing::error!("all actors were restarted"),
+            supervisor::Event::TaskPanicked { task, panic } => {
+                tracing::error!(task, panic, "a task panicked");
+                ring.counters.drop(crate::metrics::Lost::Panicked);
+            }
+            supervisor::Event::GaveUp { actor, panic } => {
+                tracing::error!(actor, panic, "panics too often: the node gives up");
+                ring.node_events.tell(&NodeEvent::GaveUp { actor });
+                say_farewell(&ring, &state);
+            }
+        }
+    };
+    Supervisor::with_pulse(ring.config.restarts.clone(), observer, pulse)
+}
+
+/// Tells some members that this node goes, past the actors, which may be the ones that fail.
+fn say_farewell(ring: &Shared, state: &Rc<RefCell<state::Kept>>) {
+    let Ok(state) = state.try_borrow() else { return };
+    let view = ring.view.borrow().clone();
+    let mut buf = vec![0; ring.config.udp_buffer_size];
+    let mut packer = Packer::new(&ring.envelope, &mut buf);
+    let farewell: Wire = state.farewell();
+    if !packer.push(&farewell) {
+        return;
+    }
+    let (Some(packet), Ok(mut rng)) = (packer.finish(), ring.rng.try_borrow_mut()) else { return };
+    let limit = ring.config.retransmit_limit(view.alive_count()) as usize;
+    let own = view.local().id.clone();
+    for member in view.roster().sample(limit, &mut *rng, |m| m.state.is_present() && m.id != own) {
+        let _ = ring.endpoint.try_send(&packet, member.addr);
+    }
+}
+
+/// Closes the doors when the node ends, however that comes.
+struct Closing {
+    doors: Arc<Doors>,
+    delegates: Rc<RefCell<delegates::Kept>>,
+}
+
+impl Closing {
+    fn close(&self) {
+        self.doors.close();
+        if let Ok(mut delegates) = self.delegates.try_borrow_mut() {
+            delegates.close();
+        }
+        self.doors.node_events.close();
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.close();
+        self.doors.done.send_replace(true);
+    }
+}
+
+/// Waits for the end of the node, and ends it.
+async fn keep(closing: Closing, ring: Shared, supervisor: Supervisor, own_thread: bool) {
+    let ended = tokio::select! {
+        biased;
+        () = ring.doors.stop.notified() => {
+            supervisor.stop().await;
+            Ended::Stopped
+        }
+        ended = supervisor.ended() => ended,
+    };
+    tracing::debug!(?ended, "the node has stopped");
+    if let Ended::Panicked(panic) = &ended {
+        tracing::error!(panic, "the supervisor panicked: the node stops");
+        ring.node_events.tell(&NodeEvent::GaveUp { actor: "Supervisor" });
+    }
+    let mut pumps = ring.pumps.subscribe();
+    drop(ring);
+    closing.close();
+    if own_thread {
+        // Without the thread the last events would not come home.
+        let _ = tokio::time::timeout(LAST_WORDS, pumps.wait_for(|running| *running == 0)).await;
+    }
+    drop(closing);
+    if own_thread {
+        actix_rt::Arbiter::current().stop();
+    }
+}
+
+/// The node as an actor: each method of the handle as a message.
+///
+/// After the node has stopped, messages to it are answered with `MailboxError::Closed`.
+pub struct Node {
+    handle: Handle,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Node")
+    }
+}
+
+impl Actor for Node {
+    type Context = Context<Self>;
+}
+
+impl actix::Supervised for Node {}
+
+impl Child for Node {}
+
+/// Joins a cluster; see [`Cluster::join`](crate::Cluster::join).
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "Result<Joined, JoinError>")]
+pub struct Join {
+    /// Members to join through, such as `10.0.0.1:7946` or `db.example`.
+    pub seeds: Vec<String>,
+}
+
+/// Leaves the cluster; see [`Cluster::leave`](crate::Cluster::leave).
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "Result<LeaveReport, Stopped>")]
+pub struct Leave {
+    /// Time limit.
+    pub within: Duration,
+}
+
+/// Asks for all members as they are; see [`Cluster::view`](crate::Cluster::view).
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "Result<View, Stopped>")]
+pub struct Members;
+
+/// Sets this node's metadata; see [`Cluster::set_meta`](crate::Cluster::set_meta).
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "Result<(), UpdateError>")]
+pub struct SetMeta {
+    /// At most 512 bytes together with the tags.
+    pub meta: Bytes,
+}
+
+/// Subscribes to member events; see [`Cluster::subscribe`](crate::Cluster::subscribe).
+#[derive(Message)]
+#[rtype(result = "Result<Subscription, Stopped>")]
+pub struct Subscribe {
+    /// Who is to get the events.
+    pub to: Recipient<MemberEvent>,
+    /// What comes first.
+    pub replay: Replay,
+}
+
+impl std::fmt::Debug for Subscribe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscribe").field("replay", &self.replay).finish_non_exhaustive()
+    }
+}
+
+/// Stops the node without a word to the others; see [`Cluster::shutdown`](crate::Cluster::shutdown). The
+/// answer comes when the stop has begun.
+#[derive(Message, Clone, Copy, Debug)]
+#[rtype(result = "()")]
+pub struct Shutdown;
+
+/// What became of leaving.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaveReport {
+    /// Whether the farewell was sent to others, or there were none.
+    pub announced: bool,
+    /// Messages that were still delivered.
+    pub drained: u64,
+    /// Messages that were given up.
+    pub discarded: u64,
+}
+
+impl LeaveReport {
+    pub(crate) fn new(announced: bool) -> Self {
+        Self { announced, drained: 0, discarded: 0 }
+    }
+}
+
+impl Handler<Join> for Node {
+    type Result = ResponseActFuture<Self, Result<Joined, JoinError>>;
+    fn handle(&mut self, m: Join, _: &mut Context<Self>) -> Self::Result {
+        let handle = self.handle.clone();
+        Box::pin(async move { handle.join(m.seeds).await }.into_actor(self))
+    }
+}
+
+impl Handler<Leave> for Node {
+    type Result = ResponseActFuture<Self, Result<LeaveReport, Stopped>>;
+    fn handle(&mut self, m: Leave, _: &mut Context<Self>) -> Self::Result {
+        let handle = self.handle.clone();
+        Box::pin(async move { handle.leave(m.within).await }.into_actor(self))
+    }
+}
+
+impl Handler<SetMeta> for Node {
+    type Result = ResponseActFuture<Self, Result<(), UpdateError>>;
+    fn handle(&mut self, m: SetMeta, _: &mut Context<Self>) -> Self::Result {
+        let handle = self.handle.clone();
+        Box::pin(
+            async move { handle.update(None, Some(m.meta)).await }
+                .into_actor(self)
+                .map(|result, _, _| result),
+        )
+    }
+}
+
+impl Handler<Members> for Node {
+    type Result = Result<View, Stopped>;
+    fn handle(&mut self, _: Members, _: &mut Context<Self>) -> Self::Result {
+        Ok(self.handle.view())
+    }
+}
+
+impl Handler<Subscribe> for Node {
+    type Result = Result<Subscription, Stopped>;
+    fn handle(&mut self, m: Subscribe, _: &mut Context<Self>) -> Self::Result {
+        self.handle.subscribe(m.to, m.replay)
+    }
+}
+
+impl Handler<Shutdown> for Node {
+    type Result = ();
+    fn handle(&mut self, _: Shutdown, _: &mut Context<Self>) {
+        self.handle.stop();
+    }
+}

@@ -1,0 +1,215 @@
+//! What the actors of one node share. All of them live on one thread.
+
+use std::{
+    cell::{OnceCell, RefCell},
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Instant,
+};
+
+use memberlist_protocol::{
+    accusation::History, config::Config, probe::Detector, view::View, wire::frame::Envelope,
+};
+use rand::rngs::Xoshiro256PlusPlus;
+use tokio::sync::watch;
+
+use crate::{
+    hooks::Hooks,
+    inbox::{Inbox, Item, TURN},
+    messages::{ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
+    metrics::{Counters, InboxMetrics, Lost, Metrics},
+    network::Endpoint,
+    pump::{NodeEvents, Pump},
+    supervisor::Supervisor,
+};
+
+/// What the handle may touch from any thread: inboxes, counters, the view.
+pub(crate) struct Doors {
+    pub(crate) config: Arc<Config>,
+    pub(crate) state: Arc<Inbox<ToState>>,
+    pub(crate) detector: Arc<Inbox<ToDetector>>,
+    pub(crate) queue: Arc<Inbox<ToQueue>>,
+    pub(crate) transport: Arc<Inbox<ToTransport>>,
+    pub(crate) delegates: Arc<Inbox<ToDelegates>>,
+    pub(crate) counters: Counters,
+    pub(crate) history: Mutex<History>,
+    pub(crate) view: watch::Sender<View>,
+    pub(crate) node_events: Arc<NodeEvents>,
+    pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
+    pub(crate) max_broadcast: std::sync::atomic::AtomicUsize,
+    pub(crate) hooks: Hooks,
+    /// Whether the node stops.
+    pub(crate) closing: watch::Sender<bool>,
+    /// Pumps that run.
+    pub(crate) pumps: watch::Sender<usize>,
+    /// Whether nothing of the node runs any more.
+    pub(crate) done: watch::Sender<bool>,
+    /// Tells the node to stop.
+    pub(crate) stop: tokio::sync::Notify,
+    /// The same for those who outlive the doors.
+    pub(crate) stopped: Arc<std::sync::atomic::AtomicBool>,
+    numbers: std::sync::atomic::AtomicU64,
+}
+
+impl Doors {
+    pub(crate) fn new(config: Arc<Config>, view: View, hooks: Hooks) -> Self {
+        let (control, news) = (config.control_queue_depth, config.handoff_queue_depth);
+        Self {
+            state: Inbox::new(control, news),
+            detector: Inbox::new(control, news),
+            queue: Inbox::new(control, news),
+            transport: Inbox::new(control, news),
+            delegates: Inbox::new(control, news),
+            counters: Counters::default(),
+            history: Mutex::default(),
+            view: watch::Sender::new(view),
+            node_events: Arc::default(),
+            broadcasts_queued: 0.into(),
+            max_broadcast: 0.into(),
+            hooks,
+            closing: watch::Sender::new(false),
+            pumps: watch::Sender::new(0),
+            done: watch::Sender::new(false),
+            stop: tokio::sync::Notify::new(),
+            stopped: Arc::default(),
+            numbers: 1.into(),
+            config,
+        }
+    }
+
+    pub(crate) fn history(&self) -> std::sync::MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that nothing else of this node has.
+    pub(crate) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Nobody takes or gives anything any more; whoever waits for an answer learns of it.
+    pub(crate) fn close(&self) {
+        self.closing.send_replace(true);
+        self.stopped.store(true, Ordering::Relaxed);
+        self.state.close();
+        self.detector.close();
+        self.queue.close();
+        self.transport.close();
+        self.delegates.close();
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        fn of<T: Item>(inbox: &Inbox<T>) -> InboxMetrics {
+            let traffic = &inbox.traffic;
+            InboxMetrics {
+                offered: traffic.offered.load(Ordering::Relaxed),
+                taken: traffic.taken.load(Ordering::Relaxed),
+                dropped: traffic.dropped.load(Ordering::Relaxed),
+                coalesced: traffic.coalesced.load(Ordering::Relaxed),
+                refused: traffic.refused.load(Ordering::Relaxed),
+                waiting: inbox.len() as u64,
+            }
+        }
+        let mut metrics = self.counters.read();
+        metrics.inboxes = [
+            (crate::messages::STATE, of(&self.state)),
+            (crate::messages::QUEUE, of(&self.queue)),
+            (crate::messages::DETECTOR, of(&self.detector)),
+            (crate::messages::TRANSPORT, of(&self.transport)),
+            (crate::messages::DELEGATES, of(&self.delegates)),
+        ]
+        .into();
+        metrics.broadcasts_queued = self.broadcasts_queued.load(Ordering::Relaxed);
+        metrics
+    }
+}
+
+/// One pump.
+struct Running(Arc<Doors>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.pumps.send_modify(|running| *running -= 1);
+    }
+}
+
+/// What stays on the node's thread.
+pub(crate) struct Ring {
+    pub(crate) doors: Arc<Doors>,
+    pub(crate) envelope: Envelope,
+    pub(crate) endpoint: Arc<dyn Endpoint>,
+    pub(crate) rng: RefCell<Xoshiro256PlusPlus>,
+    /// FailureDetector's own; Transport asks it whether an answer is expected, before it takes up room.
+    pub(crate) detector: RefCell<Detector>,
+    pub(crate) supervisor: OnceCell<Supervisor>,
+}
+
+impl std::ops::Deref for Ring {
+    type Target = Doors;
+
+    fn deref(&self) -> &Doors {
+        &self.doors
+    }
+}
+
+impl Ring {
+    /// FailureDetector's inbox.
+    pub(crate) fn detector_inbox(&self) -> &Arc<Inbox<ToDetector>> {
+        &self.doors.detector
+    }
+
+    /// Runs a task that is not an actor, at most as long as the node. A panic in it is caught and reported.
+    pub(crate) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        let mut closing = self.closing.subscribe();
+        if let Some(supervisor) = self.supervisor.get() {
+            supervisor.spawn(name, async move {
+                tokio::select! {
+                    biased;
+                    _ = closing.wait_for(|closing| *closing) => {}
+                    () = task => {}
+                }
+            });
+        }
+    }
+
+    /// Runs a pump. It may outlive the node for a moment, to bring the last events home.
+    pub(crate) fn spawn_pump(&self, pump: Pump) {
+        let Some(supervisor) = self.supervisor.get() else { return };
+        self.pumps.send_modify(|running| *running += 1);
+        let running = Running(self.doors.clone());
+        supervisor.spawn("pump", async move {
+            pump.await;
+            drop(running);
+        });
+    }
+
+    /// Offers control to an actor, and counts what finds no room.
+    pub(crate) fn command<T: Item>(&self, inbox: &Inbox<T>, item: T) {
+        if inbox.command(item) == Err(crate::inbox::Refused::Busy) {
+            self.counters.drop(Lost::InboxControl);
+        }
+    }
+
+    /// Offers news to an actor, and counts what had to make room for it.
+    pub(crate) fn news<T: Item>(&self, inbox: &Inbox<T>, item: T) {
+        if inbox.news(item) {
+            self.counters.drop(Lost::InboxNews);
+        }
+    }
+
+    /// Gives an actor the items of one turn.
+    pub(crate) fn turn<T: Item>(&self, actor: &'static str, inbox: &Inbox<T>, mut hear: impl FnMut(T)) {
+        for _ in 0..TURN {
+            let Some(item) = inbox.take() else { return };
+            self.hooks.strike(actor, item.kind());
+            hear(item);
+        }
+    }
+}
+
+/// The time: real, or a test's.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// The ring, as each actor holds it.
+pub(crate) type Shared = Rc<Ring>;

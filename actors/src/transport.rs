@@ -1,0 +1,398 @@
+//! **Transport** is between the network and the ring. It takes datagrams apart and gives each message to the
+//! one actor that understands it; it sends packets; it opens and accepts streams, each of which is a task of
+//! its own (see [`streams`](crate::streams)).
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::atomic::Ordering::Relaxed,
+    task::{Context as Cx, Poll, Waker},
+    time::Duration,
+};
+
+use actix::{Actor, Context, StreamHandler};
+use bytes::Bytes;
+use memberlist_protocol::{
+    member::{MAX_INCARNATION_STEP, NodeId, canonical},
+    members::Ignored,
+    probe::Unheard,
+    wire::{WireError, codec, message::Message},
+};
+use tokio::time::Instant;
+
+use crate::{
+    errors::JoinError,
+    inbox::{Alarm, Turn, Turns},
+    messages::{Exchange, TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
+    metrics::{Lost, up},
+    network::Connection,
+    ring::Shared,
+    streams::{self, Permit},
+    supervisor::Child,
+};
+
+/// Datagrams that are taken from the network in one turn. What waits longer waits in the kernel.
+const RECEIVED_PER_TURN: usize = 32;
+
+/// Largest datagram there is.
+const MAX_DATAGRAM: usize = 65_536;
+
+/// First pause after an error of the socket; it doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+
+/// Longest pause after errors of the socket.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// One for all nodes of a thread: it is used for the length of one call.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_DATAGRAM]);
+}
+
+/// What survives a restart: streams that were accepted and are not served yet, and how many are open.
+pub(crate) struct Kept {
+    accepted: VecDeque<(Box<dyn Connection>, SocketAddr)>,
+    pub(crate) open: Rc<Open>,
+    /// After errors on reading datagrams.
+    reading: Pause,
+    /// After errors on accepting streams: datagrams are read all the same.
+    accepting: Pause,
+}
+
+impl Kept {
+    pub(crate) fn new(ring: &Shared) -> Self {
+        Self {
+            accepted: VecDeque::new(),
+            open: Open::new(ring.config.max_streams),
+            reading: Pause::default(),
+            accepting: Pause::default(),
+        }
+    }
+}
+
+/// How many streams are open.
+pub(crate) struct Open {
+    now: Cell<usize>,
+    max: usize,
+    crowded: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Open {
+    fn new(max: usize) -> Rc<Self> {
+        Rc::new(Self { now: Cell::new(0), max, crowded: Cell::default(), waker: RefCell::default() })
+    }
+
+    /// Streams that others may take: a quarter of the room is the node's own, so that it can always ping and
+    /// join.
+    fn for_others(&self) -> usize {
+        self.max - self.max / 4
+    }
+
+    /// Whether others may be waiting to be accepted, for whom there is no room.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.get()
+    }
+
+    /// Room for one more stream.
+    pub(crate) fn permit(self: &Rc<Self>) -> Option<Permit> {
+        if self.now.get() >= self.max {
+            return None;
+        }
+        self.now.set(self.now.get() + 1);
+        Some(Permit(self.clone()))
+    }
+
+    pub(crate) fn release(&self) {
+        self.now.set(self.now.get() - 1);
+        // Whoever waits to be accepted has a turn.
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// When to try the socket again after it reported errors.
+#[derive(Default)]
+struct Pause {
+    until: Option<Instant>,
+    last: Duration,
+}
+
+impl Pause {
+    fn is_over(&self) -> bool {
+        self.until.is_none_or(|until| until <= Instant::now())
+    }
+
+    fn lengthen(&mut self) {
+        self.last = (self.last * 2).clamp(FIRST_PAUSE, MAX_PAUSE);
+        self.until = Some(Instant::now() + self.last);
+    }
+
+    /// Forgets a pause that is over, but not how long it was.
+    fn lapse(&mut self) {
+        if self.is_over() {
+            self.until = None;
+        }
+    }
+
+    fn end(&mut self) {
+        *self = Self::default();
+    }
+}
+
+pub(crate) struct Transport {
+    ring: Shared,
+    kept: Rc<RefCell<Kept>>,
+    alarm: Alarm,
+}
+
+impl Transport {
+    pub(crate) fn new(ring: Shared, kept: Rc<RefCell<Kept>>) -> Self {
+        Self { ring, kept, alarm: Alarm::default() }
+    }
+
+    fn hear(&self, item: ToTransport) {
+        match item {
+            ToTransport::Packet { to, bytes, report } => {
+                self.send(to, &bytes, report);
+            }
+            ToTransport::StreamPing { seq, target, addr, deadline } => {
+                let answered = move |ring: &Shared, answered| {
+                    ring.command(ring.detector_inbox(), ToDetector::StreamPinged { seq, answered });
+                };
+                match self.permit() {
+                    Some(permit) => {
+                        let ring = self.ring.clone();
+                        self.ring.spawn("stream ping", async move {
+                            let result = streams::ping(&ring, permit, seq, target, addr, deadline).await;
+                            answered(&ring, result);
+                        });
+                    }
+                    None => answered(&self.ring, false),
+                }
+            }
+            ToTransport::PushPull { addr, why } => {
+                let Some(permit) = self.permit() else { return };
+                let ring = self.ring.clone();
+                self.ring.spawn("push/pull", async move {
+                    if let Err(error) = streams::push_pull(&ring, permit, addr, why).await {
+                        tracing::debug!(%addr, %error, "no exchange of states");
+                    }
+                });
+            }
+            ToTransport::Farewell { packets, reply } => {
+                let sent = packets.iter().filter(|(to, bytes)| self.send(*to, bytes, None)).count();
+                let _ = reply.send(sent);
+            }
+            ToTransport::Join { addr, mut reply } => {
+                let Some(permit) = self.permit() else { return drop(reply.send(Err(JoinError::Busy))) };
+                let ring = self.ring.clone();
+                self.ring.spawn("join", async move {
+                    let joined = tokio::select! {
+                        biased;
+                        // Nobody waits any more: the join was dropped, or its time is up.
+                        () = reply.closed() => return,
+                        joined = streams::push_pull(&ring, permit, addr, Exchange::Join) => joined,
+                    };
+                    let _ = reply.send(joined);
+                });
+            }
+        }
+    }
+
+    fn permit(&self) -> Option<Permit> {
+        let permit = self.kept.borrow().open.permit();
+        if permit.is_none() {
+            self.ring.counters.drop(Lost::TooManyStreams);
+        }
+        permit
+    }
+
+    /// Says whether the network took it.
+    fn send(&self, to: SocketAddr, bytes: &Bytes, report: Option<u32>) -> bool {
+        let counters = &self.ring.counters;
+        match self.ring.endpoint.try_send(bytes, to) {
+            Ok(()) => {
+                up(&counters.packets_sent);
+                counters.bytes_sent.fetch_add(bytes.len() as u64, Relaxed);
+                true
+            }
+            Err(error) => {
+                let full = error.kind() == io::ErrorKind::WouldBlock;
+                counters.drop(if full { Lost::WouldBlock } else { Lost::SendFailed });
+                tracing::debug!(%to, %error, "packet not sent");
+                if let Some(seq) = report {
+                    self.ring.command(self.ring.detector_inbox(), ToDetector::SendFailed { seq });
+                }
+                false
+            }
+        }
+    }
+
+    fn receive_some(&self) {
+        for _ in 0..RECEIVED_PER_TURN {
+            let received = BUFFER.with_borrow_mut(|buffer| match self.ring.endpoint.try_recv(buffer) {
+                Ok((len, from)) => {
+                    self.kept.borrow_mut().reading.end();
+                    self.ring.hooks.strike(TRANSPORT, "datagram");
+                    self.receive(&buffer[..len], from);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            });
+            match received {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    self.ring.counters.drop(Lost::ReadFailed);
+                    tracing::debug!(%error, "cannot read datagrams");
+                    self.kept.borrow_mut().reading.lengthen();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn receive(&self, datagram: &[u8], from: SocketAddr) {
+        let counters = &self.ring.counters;
+        up(&counters.packets_received);
+        counters.bytes_received.fetch_add(datagram.len() as u64, Relaxed);
+        let from = canonical(from);
+        if let Err(error) = self.take_apart(datagram, from) {
+            counters.drop(error);
+            tracing::trace!(%from, %error, len = datagram.len(), "dropped");
+        }
+    }
+
+    fn take_apart(&self, datagram: &[u8], from: SocketAddr) -> Result<(), WireError> {
+        for part in self.ring.envelope.parts(datagram)? {
+            let message = codec::decode(part?)?;
+            self.ring.counters.received(&message);
+            self.pass_on(message, from);
+        }
+        Ok(())
+    }
+
+    /// Gives a message to the actor that understands it.
+    fn pass_on(&self, message: Message, from: SocketAddr) {
+        let ring = &self.ring;
+        let detector = ring.detector_inbox();
+        match message {
+            Message::Ping(ping) => ring.news(detector, ToDetector::Ping { ping, from }),
+            Message::IndirectPing(request) => ring.news(detector, ToDetector::IndirectPing { request, from }),
+            // Only an answer that is waited for gets into the lane of control.
+            Message::Ack(ack) if ring.detector.borrow().expects(ack.seq) => {
+                ring.command(detector, ToDetector::Ack(ack));
+            }
+            Message::Ack(_) => ring.counters.drop(Unheard::UnknownSequence),
+            Message::Nack(nack) if ring.detector.borrow().expects(nack.seq) => {
+                ring.command(detector, ToDetector::Nack(nack));
+            }
+            Message::Nack(_) => ring.counters.drop(Unheard::UnknownSequence),
+            Message::Alive(m) => ring.news(&ring.state, ToState::Alive(m)),
+            Message::Suspect(m) if self.is_about_self(&m.id) => {
+                self.accused(m.incarnation, ToState::Suspect(m));
+            }
+            Message::Suspect(m) => ring.news(&ring.state, ToState::Suspect(m)),
+            Message::Dead(m) if self.is_about_self(&m.id) => self.accused(m.incarnation, ToState::Dead(m)),
+            Message::Dead(m) => ring.news(&ring.state, ToState::Dead(m)),
+            Message::User(m) => ring.news(&ring.delegates, ToDelegates::User(m)),
+        }
+    }
+
+    fn is_about_self(&self, id: &NodeId) -> bool {
+        self.ring.view.borrow().local().id == *id
+    }
+
+    /// Of the accusations against this node one waits, that of the highest incarnation: one that it would not
+    /// heed must not take the place of one that it has to.
+    fn accused(&self, incarnation: u32, accusation: ToState) {
+        let own = self.ring.view.borrow().local().incarnation;
+        match incarnation.checked_sub(own) {
+            // Its accuser has missed an answer.
+            None => self.ring.news(&self.ring.state, accusation),
+            Some(step) if step > MAX_INCARNATION_STEP => self.ring.counters.drop(Ignored::IncarnationStep),
+            Some(_) => self.ring.state.accusation(incarnation, accusation),
+        }
+    }
+
+    fn serve_accepted(&self) {
+        loop {
+            let Some((connection, from)) = self.kept.borrow_mut().accepted.pop_front() else { return };
+            let Some(permit) = self.permit() else { return };
+            up(&self.ring.counters.streams_accepted);
+            self.ring.hooks.strike(TRANSPORT, "stream");
+            let ring = self.ring.clone();
+            self.ring.spawn("stream", streams::serve(ring, permit, connection, from));
+        }
+    }
+
+    fn set_alarm(&self) {
+        let kept = self.kept.borrow();
+        let until = [kept.reading.until, kept.accepting.until].into_iter().flatten().min();
+        self.alarm.set(until.map(Instant::into_std));
+    }
+
+    /// Whether the network has something, for as long as there is room for it.
+    fn readiness(&self) -> crate::inbox::Ready {
+        let (endpoint, kept, ring) = (self.ring.endpoint.clone(), self.kept.clone(), self.ring.clone());
+        Box::new(move |cx: &mut Cx<'_>| {
+            let mut kept = kept.borrow_mut();
+            let readable = kept.reading.is_over() && endpoint.poll_readable(cx).is_ready();
+            while kept.accepting.is_over()
+                && kept.open.now.get() + kept.accepted.len() < kept.open.for_others()
+            {
+                match endpoint.poll_accept(cx) {
+                    Poll::Ready(Ok(accepted)) => {
+                        kept.accepting.end();
+                        kept.accepted.push_back(accepted);
+                    }
+                    Poll::Ready(Err(error)) => {
+                        ring.counters.drop(Lost::AcceptFailed);
+                        tracing::debug!(%error, "cannot accept a stream");
+                        kept.accepting.lengthen();
+                        // The alarm is set in a turn.
+                        return true;
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            kept.open.crowded.set(kept.open.now.get() + kept.accepted.len() >= kept.open.for_others());
+            *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
+            readable || !kept.accepted.is_empty()
+        })
+    }
+}
+
+impl Actor for Transport {
+    type Context = Context<Self>;
+}
+
+impl actix::Supervised for Transport {}
+
+impl Child for Transport {
+    fn boot(&mut self, ctx: &mut Context<Self>) {
+        self.set_alarm();
+        let turns = Turns::new(self.ring.transport.clone(), self.alarm.clone(), Some(self.readiness()));
+        Self::add_stream(turns, ctx);
+    }
+}
+
+impl StreamHandler<Turn> for Transport {
+    fn handle(&mut self, _: Turn, _: &mut Context<Self>) {
+        self.ring.turn(TRANSPORT, &self.ring.transport, |item| self.hear(item));
+        self.serve_accepted();
+        let mut kept = self.kept.borrow_mut();
+        kept.reading.lapse();
+        kept.accepting.lapse();
+        let readable = kept.reading.until.is_none();
+        drop(kept);
+        if readable {
+            self.receive_some();
+        }
+        self.set_alarm();
+    }
+}
