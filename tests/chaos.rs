@@ -1,0 +1,306 @@
+//! A thousand panics, in every actor at every message that it hears, and nobody outside notices.
+//!
+//! One node of a busy cluster is struck, again and again, at least 400 ms apart. What is promised then: no
+//! peer ever suspects it, no message is lost but the one whose handler panicked, nobody who waits for an
+//! answer waits in vain. A pair of an actor and a message that is never heard fails the test.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{Actor, Context, Handler};
+use actix_memberlist::{
+    Broadcast, Cluster, Config, Evidence, MemberEvent, NodeEvent, Replay, RestartPolicy, Until, UserBytes,
+    network::{Endpoint, Network},
+    testing::{Pair, Strikes},
+};
+use bytes::Bytes;
+use memberlist_protocol::wire::{
+    frame::{Envelope, Packer},
+    message::{Message, Suspect},
+};
+use memberlist_tests::{World, addr, paused};
+use tokio::time::{Instant, sleep, timeout};
+
+/// The node that is struck.
+const STRUCK: usize = 3;
+
+/// Nodes that stay.
+const NODES: usize = 7;
+
+/// A node that comes and crashes, over and over.
+const VICTIM: usize = 7;
+
+/// A node that comes and leaves, over and over.
+const GUEST: usize = 8;
+
+/// Panics are so far apart at least.
+const APART: Duration = Duration::from_millis(400);
+
+/// Whoever waits for longer waits in vain.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// What only a node that leaves hears; struck at the end.
+const LEAVING: [Pair; 2] = [("BroadcastQueue", "farewell"), ("Transport", "farewell")];
+
+/// Listens to everything, and does nothing.
+struct Listener {
+    events: Rc<Cell<usize>>,
+}
+
+impl Actor for Listener {
+    type Context = Context<Self>;
+}
+
+impl Handler<MemberEvent> for Listener {
+    type Result = ();
+    fn handle(&mut self, _: MemberEvent, _: &mut Context<Self>) {
+        self.events.set(self.events.get() + 1);
+    }
+}
+
+impl Handler<NodeEvent> for Listener {
+    type Result = ();
+    fn handle(&mut self, _: NodeEvent, _: &mut Context<Self>) {}
+}
+
+impl Handler<UserBytes> for Listener {
+    type Result = ();
+    fn handle(&mut self, _: UserBytes, _: &mut Context<Self>) {
+        self.events.set(self.events.get() + 1);
+    }
+}
+
+/// Notes what a peer says of the struck node.
+struct Judge {
+    peer: usize,
+    verdicts: Rc<RefCell<Vec<String>>>,
+}
+
+impl Actor for Judge {
+    type Context = Context<Self>;
+}
+
+impl Handler<MemberEvent> for Judge {
+    type Result = ();
+    fn handle(&mut self, event: MemberEvent, _: &mut Context<Self>) {
+        let of = match &event {
+            MemberEvent::Suspected { member, .. }
+            | MemberEvent::Dead { member, .. }
+            | MemberEvent::Left { member, .. } => member,
+            _ => return,
+        };
+        if of.name() == format!("n{STRUCK:03}") {
+            self.verdicts.borrow_mut().push(format!("n{:03}: {event:?}", self.peer));
+        }
+    }
+}
+
+fn config(restarts: RestartPolicy) -> Config {
+    Config { push_pull_interval: Duration::from_secs(4), restarts, ..Config::lan() }
+}
+
+/// Answers in time, whatever the answer is.
+async fn answered<T>(what: &str, answer: impl Future<Output = T>) -> Result<T, String> {
+    timeout(PATIENCE, answer).await.map_err(|_| format!("{what}: nobody answers"))
+}
+
+/// A cluster in which everything that can happen does.
+struct Stage {
+    world: World,
+    strikes: Strikes,
+    outsider: Arc<dyn Endpoint>,
+    verdicts: Rc<RefCell<Vec<String>>>,
+}
+
+impl Stage {
+    async fn set(seed: u64, restarts: RestartPolicy) -> Self {
+        let strikes = Strikes::default();
+        let mut world = World::new(seed, config(restarts));
+        for i in 0..NODES {
+            let builder = world.builder(i);
+            let builder = if i == STRUCK { builder.strikes(strikes.clone()) } else { builder };
+            world.nodes.push(builder.start().await.expect("a node starts"));
+        }
+        for node in &world.nodes[1..] {
+            node.join(&["10.0.0.1:7946"]).await.expect("a node joins");
+        }
+        let verdicts: Rc<RefCell<Vec<String>>> = Rc::default();
+        for (peer, node) in world.nodes.iter().enumerate().filter(|(i, _)| *i != STRUCK) {
+            assert_eq!(node.ready(Until::Members(NODES), PATIENCE).await, Ok(true));
+            let judge = Judge { peer, verdicts: verdicts.clone() }.start();
+            node.subscribe(judge.recipient(), Replay::None).expect("it runs").detach();
+        }
+        let outsider =
+            world.network.bind(SocketAddr::from(([10, 9, 9, 9], 1))).await.expect("a free address");
+        Self { world, strikes, outsider, verdicts }
+    }
+
+    fn struck(&self) -> &Cluster {
+        &self.world.nodes[STRUCK]
+    }
+
+    /// A stranger tells the struck node that it is suspected. It refutes.
+    fn accuse(&self) {
+        let local = self.struck().view().local().clone();
+        let suspect = Suspect {
+            id: local.id.clone(),
+            // It may say something else about itself before this arrives.
+            incarnation: local.incarnation + 5,
+            from: "nobody".into(),
+            evidence: Evidence::Hearsay,
+        };
+        let mut buf = [0; 1400];
+        let mut packer = Packer::new(&Envelope::new("").expect("no label"), &mut buf);
+        assert!(packer.push(&Message::Suspect(suspect)));
+        let packet = packer.finish().expect("a message");
+        self.outsider.try_send(&packet, local.addr).expect("there is room");
+    }
+
+    /// One round of everything that users do at the struck node.
+    async fn use_struck(&self, round: usize) -> Result<(), String> {
+        let node = self.struck();
+        let meta = Bytes::from(format!("round {round}"));
+        let _ = answered("set_meta", node.set_meta(meta)).await?;
+        let _ = answered("join", node.join(&["10.0.0.2:7946"])).await?;
+        let _ = answered("ready", node.ready(Until::Members(3), Duration::from_secs(1))).await?;
+        let listener = Listener { events: Rc::default() }.start();
+        let subscriptions = (
+            node.subscribe(listener.clone().recipient(), Replay::Snapshot),
+            node.subscribe_node(listener.clone().recipient()),
+            node.serve_bytes(listener.recipient()),
+        );
+        sleep(Duration::from_millis(5)).await;
+        drop(subscriptions);
+        let spread =
+            node.broadcast_bytes(Broadcast::new("from the struck one")).map_err(|e| e.to_string())?;
+        let _ = answered("broadcast", spread).await?;
+        self.world.nodes[round % STRUCK]
+            .broadcast_bytes(Broadcast::new("from another"))
+            .map_err(|e| e.to_string())?;
+        Ok(())
+    }
+
+    /// Lets the victim come and crash, and the guest come and leave.
+    async fn churn(&self) {
+        loop {
+            let victim = self.world.builder(VICTIM).start().await.expect("the victim starts");
+            let guest = self.world.builder(GUEST).start().await.expect("the guest starts");
+            // A join may fail when it is the struck node that fails it.
+            let _ = victim.join(&["10.0.0.1:7946", "10.0.0.4:7946"]).await;
+            let _ = guest.join(&["10.0.0.5:7946", "10.0.0.4:7946"]).await;
+            sleep(Duration::from_secs(3)).await;
+            victim.shutdown().await;
+            let _ = guest.leave(Duration::from_secs(1)).await;
+            guest.shutdown().await;
+            sleep(Duration::from_secs(12)).await;
+        }
+    }
+
+    fn verdict(&self) -> Result<(), String> {
+        match self.verdicts.borrow().first() {
+            Some(verdict) => Err(format!("the struck node was suspected: {verdict}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Strikes once, and waits until that has happened.
+    async fn strike(&self, pair: Pair, round: usize) -> Result<(), String> {
+        let start = Instant::now();
+        let before = self.hits(pair);
+        self.strikes.arm(pair);
+        // Some are heard only when something is done about it.
+        while self.hits(pair) == before {
+            if start.elapsed() > Duration::from_secs(120) {
+                return Err(format!("{pair:?} is never heard"));
+            }
+            match pair {
+                ("FailureDetector", "doubt") | ("NodeState", "suspect") => self.accuse(),
+                ("FailureDetector", "send_failed") => {
+                    // Its network takes nothing for a moment, shorter than anybody's patience.
+                    self.world.network.pause(addr(STRUCK));
+                    sleep(Duration::from_millis(200)).await;
+                    self.world.network.resume(addr(STRUCK));
+                }
+                ("NodeState", "leave") => {
+                    let report = answered("leave", self.struck().leave(Duration::from_secs(5))).await?;
+                    assert!(report.is_ok_and(|report| !report.announced), "its leave was lost");
+                }
+                _ => {}
+            }
+            if round.is_multiple_of(4) || start.elapsed() > Duration::from_secs(1) {
+                self.use_struck(round).await?;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        sleep(APART).await;
+        self.verdict()
+    }
+
+    fn hits(&self, pair: Pair) -> u64 {
+        self.strikes.hits().get(&pair).copied().unwrap_or(0)
+    }
+
+    /// What came was handled, or struck, or waits; nothing else has become of it.
+    fn account(&self) -> Result<(), String> {
+        let metrics = self.struck().metrics();
+        for (actor, inbox) in &metrics.inboxes {
+            if inbox.dropped + inbox.refused > 0 {
+                return Err(format!("{actor} lost messages: {inbox:?}"));
+            }
+            if inbox.offered != inbox.taken + inbox.coalesced + inbox.waiting {
+                return Err(format!("{actor} does not account for its messages: {inbox:?}"));
+            }
+        }
+        let (restarts, hits): (u64, u64) =
+            (metrics.restarts.values().sum(), self.strikes.hits().values().sum());
+        if restarts != hits || metrics.dropped["panicked"] != hits {
+            return Err(format!("{hits} panics, {restarts} restarts, {}", metrics.dropped["panicked"]));
+        }
+        Ok(())
+    }
+}
+
+async fn chaos(seed: u64, panics: usize, restarts: RestartPolicy) -> Result<(), String> {
+    let stage = Stage::set(seed, restarts).await;
+    let pairs: Vec<Pair> = Strikes::pairs().into_iter().filter(|pair| !LEAVING.contains(pair)).collect();
+    let strikes = async {
+        for round in 0..panics - LEAVING.len() {
+            stage.strike(pairs[round % pairs.len()], round).await?;
+        }
+        stage.account()
+    };
+    tokio::select! {
+        biased;
+        () = stage.churn() => unreachable!("churn never ends"),
+        done = strikes => done?,
+    }
+    // Now it leaves, with two more panics on the way, and is heard all the same.
+    for (pair, announced) in LEAVING.map(|pair| (Some(pair), false)).into_iter().chain([(None, true)]) {
+        if let Some(pair) = pair {
+            stage.strikes.arm(pair);
+        }
+        let report = answered("leave", stage.struck().leave(Duration::from_secs(5))).await?;
+        assert_eq!(report.map(|report| report.announced), Ok(announced), "{pair:?}");
+        sleep(APART).await;
+    }
+    stage.account()?;
+    let never: Vec<_> = Strikes::pairs().into_iter().filter(|pair| stage.hits(*pair) == 0).collect();
+    if never.is_empty() { Ok(()) } else { Err(format!("never struck: {never:?}")) }
+}
+
+#[test]
+fn a_thousand_panics_in_every_actor_at_every_message_harm_nobody() {
+    let outcome = paused(chaos(11, 1000, RestartPolicy::default()));
+    assert_eq!(outcome, Ok(()));
+}
+
+#[test]
+fn without_restarts_the_first_panics_are_noticed_by_everybody() {
+    let outcome = paused(chaos(11, 20, RestartPolicy::never()));
+    assert!(outcome.is_err(), "the test above would pass without restarts");
+}
