@@ -92,6 +92,24 @@ pub struct Config {
     /// Events that wait for one subscriber; one that lags behind further gets a snapshot instead.
     /// 1 to 1,000,000. 1,024.
     pub subscriber_queue_depth: usize,
+    /// Largest broadcast of a user that goes by gossip, in bytes; a larger one goes over a stream to each
+    /// member. 0 to 65,000. Half a packet: 700.
+    pub gossiped_broadcast_size: usize,
+    /// Largest message of a user over a stream, in bytes. 1 KiB to 1 GiB. 20 MiB.
+    pub max_message_size: usize,
+    /// Messages of users that wait to be sent to one peer. 1 to 1,000,000. 1,024.
+    pub peer_queue_depth: usize,
+    /// Bytes of users that wait to be sent to one peer; a single message may be larger. 1 KiB to 1 GiB. 32 MiB.
+    pub peer_queue_bytes: usize,
+    /// How long the application may take to answer a question: whether to let a newcomer in, or what its
+    /// state is. No answer is a no, or an empty state. 10 ms to 1 min. 1 s.
+    pub question_timeout: Duration,
+    /// Newcomers about whom the application is being asked at once; more are not let in yet, and knock again.
+    /// 1 to 1,000,000. 1,024.
+    pub admit_queue_depth: usize,
+    /// States that the application shares, in bytes, all keys together; half of `max_state_size` is the limit in any
+    /// case. What has no room is not sent, and counted. 0 to 1 GiB. 8 MiB.
+    pub max_shared_state: usize,
     /// Full state that is accepted from a peer, in bytes. 64 KiB to 1 GiB. 20 MiB.
     pub max_state_size: usize,
     /// Streams open at once; more wait to be accepted, or are not dialled. 4 to 65,536. 512.
@@ -137,6 +155,13 @@ impl Config {
             max_user_broadcasts: 4096,
             max_user_broadcast_bytes: 4 << 20,
             subscriber_queue_depth: 1024,
+            gossiped_broadcast_size: 700,
+            max_message_size: 20 << 20,
+            peer_queue_depth: 1024,
+            peer_queue_bytes: 32 << 20,
+            question_timeout: secs(1),
+            admit_queue_depth: 1024,
+            max_shared_state: 8 << 20,
             max_state_size: 20 << 20,
             max_streams: 512,
             max_relays: 1024,
@@ -267,6 +292,13 @@ impl Config {
         count("max_user_broadcasts", self.max_user_broadcasts, 16, many)?;
         count("max_user_broadcast_bytes", self.max_user_broadcast_bytes, 64 << 10, 1 << 30)?;
         count("subscriber_queue_depth", self.subscriber_queue_depth, 1, many)?;
+        count("gossiped_broadcast_size", self.gossiped_broadcast_size, 0, MAX_PACKET)?;
+        count("max_message_size", self.max_message_size, 1 << 10, 1 << 30)?;
+        count("peer_queue_depth", self.peer_queue_depth, 1, many)?;
+        count("peer_queue_bytes", self.peer_queue_bytes, 1 << 10, 1 << 30)?;
+        span("question_timeout", self.question_timeout, ms(10), secs(60), false)?;
+        count("admit_queue_depth", self.admit_queue_depth, 1, many)?;
+        count("max_shared_state", self.max_shared_state, 0, 1 << 30)?;
         count("max_state_size", self.max_state_size, 64 << 10, 1 << 30)?;
         count("max_streams", self.max_streams, 4, 65_536)?;
         count("max_relays", self.max_relays, 0, 65_536)?;

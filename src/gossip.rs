@@ -71,6 +71,18 @@ impl<T> Gossip<T> {
         self.users.push(name, bytes, ticket, ended)
     }
 
+    /// Drops users' broadcasts of that name and of those that it replaces.
+    pub fn invalidate(
+        &mut self,
+        name: Option<&str>,
+        replaces: &[String],
+        mut ended: impl FnMut(Option<T>, End),
+    ) {
+        for name in name.into_iter().chain(replaces.iter().map(String::as_str)) {
+            self.users.invalidate(name, &mut ended);
+        }
+    }
+
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
         self.news.is_empty() && self.users.is_empty()

@@ -11,6 +11,7 @@
 //! | [`accusation`], [`suspicion`], [`awareness`] | who accuses whom; how long a suspect has; how healthy this node is |
 //! | [`probe`] | the failure detector |
 //! | [`broadcast`], [`gossip`] | what is still to be said, and to whom |
+//! | [`gate`] | newcomers about whom the application is asked |
 //! | [`push_pull`] | the exchange of full states |
 //! | [`restart`] | when an actor that panicked runs again |
 //! | [`wire`] | bytes |
@@ -19,6 +20,7 @@ pub mod accusation;
 pub mod awareness;
 pub mod broadcast;
 pub mod config;
+pub mod gate;
 pub mod gossip;
 pub mod limiter;
 pub mod member;

@@ -37,11 +37,17 @@ pub enum Ignored {
     NameTaken,
     /// Too many full states wait to be taken in.
     Merging,
+    /// The application is being asked about the newcomer.
+    Asked,
+    /// The application has said no to the newcomer.
+    Vetoed,
+    /// The application is being asked about too many newcomers already.
+    GateCrowded,
 }
 
 impl Ignored {
     /// Each of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Stale,
         Self::Unknown,
         Self::OtherRun,
@@ -53,6 +59,9 @@ impl Ignored {
         Self::Leaving,
         Self::NameTaken,
         Self::Merging,
+        Self::Asked,
+        Self::Vetoed,
+        Self::GateCrowded,
     ];
 
     /// The name under which it is counted.
@@ -69,6 +78,9 @@ impl Ignored {
             Self::Leaving => "leaving",
             Self::NameTaken => "name_taken",
             Self::Merging => "merging",
+            Self::Asked => "asked",
+            Self::Vetoed => "vetoed",
+            Self::GateCrowded => "gate_crowded",
         }
     }
 }
@@ -147,6 +159,15 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// Whom it lets in: a member that is new, comes back, or moves to another address.
+    pub fn introduces(&self) -> Option<&Arc<Member>> {
+        self.changes.iter().find_map(|change| match change {
+            Change::Joined(member) => Some(member),
+            Change::Updated { member, before } if member.addr != before.addr => Some(member),
+            _ => None,
+        })
+    }
+
     /// Without passing on that somebody has joined.
     #[must_use]
     pub fn without_joins(mut self) -> Self {

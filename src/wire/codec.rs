@@ -15,7 +15,10 @@ use bytes::Bytes;
 
 use super::{
     WireError,
-    message::{Ack, Alive, Dead, IndirectPing, Message, Nack, Ping, Remembered, Suspect, UserBroadcast},
+    message::{
+        Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Receipt, Remembered, Suspect,
+        UserBroadcast,
+    },
     state::{Refusal, StateHeader},
 };
 use crate::{
@@ -44,6 +47,19 @@ struct WireId<'a> {
 impl<'a> From<&'a NodeId> for WireId<'a> {
     fn from(id: &'a NodeId) -> Self {
         Self { name: id.name(), run: id.run().to_le_bytes() }
+    }
+}
+
+impl<'a> WireId<'a> {
+    /// Stands for nobody: a name is never empty.
+    const NOBODY: Self = Self { name: "", run: [0; 8] };
+
+    fn or_nobody(id: Option<&'a NodeId>) -> Self {
+        id.map_or(Self::NOBODY, Self::from)
+    }
+
+    fn unless_nobody(self) -> Result<Option<NodeId>, WireError> {
+        if self.name.is_empty() { Ok(None) } else { self.checked().map(Some) }
     }
 }
 
@@ -179,6 +195,12 @@ enum WireMessage<'a> {
         id: u64,
         bytes: &'a [u8],
     },
+    Direct {
+        from: WireId<'a>,
+        /// An empty name stands for whoever is there.
+        to: WireId<'a>,
+        bytes: &'a [u8],
+    },
 }
 
 impl<'a> From<&'a Message> for WireMessage<'a> {
@@ -209,6 +231,9 @@ impl<'a> From<&'a Message> for WireMessage<'a> {
                 evidence: m.evidence.into(),
             },
             Message::User(m) => Self::User { origin: (&m.origin).into(), id: m.id, bytes: &m.bytes },
+            Message::Direct(m) => {
+                Self::Direct { from: (&m.from).into(), to: WireId::or_nobody(m.to.as_ref()), bytes: &m.bytes }
+            }
         }
     }
 }
@@ -253,6 +278,11 @@ impl WireMessage<'_> {
             Self::User { origin, id, bytes } => Message::User(UserBroadcast {
                 origin: origin.checked()?,
                 id,
+                bytes: Bytes::copy_from_slice(bytes),
+            }),
+            Self::Direct { from, to, bytes } => Message::Direct(Direct {
+                from: from.checked()?,
+                to: to.unless_nobody()?,
                 bytes: Bytes::copy_from_slice(bytes),
             }),
         })
@@ -310,6 +340,57 @@ pub fn decode_remembered(bytes: &[u8]) -> Result<(Remembered, usize), WireError>
         _ => return Err(WireError::Kind),
     };
     Ok((Remembered { alive: wire.alive.checked()?, state }, used))
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WireAddress<'a> {
+    Direct { from: WireId<'a>, to: WireId<'a> },
+    Broadcast { origin: WireId<'a>, id: u64 },
+}
+
+/// What goes in front of a user's bytes on a stream.
+pub fn encode_address(address: &Address) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64);
+    let wire = match address {
+        Address::Direct { from, to } => WireAddress::Direct { from: from.into(), to: to.into() },
+        Address::Broadcast { origin, id } => WireAddress::Broadcast { origin: origin.into(), id: *id },
+    };
+    append(wire, &mut out);
+    out
+}
+
+/// Reads what stands in front of a user's bytes on a stream, and how many bytes it took.
+///
+/// # Errors
+/// Why these bytes are no address.
+pub fn decode_address(bytes: &[u8]) -> Result<(Address, usize), WireError> {
+    let (wire, used) = first(bytes)?;
+    let address = match wire {
+        WireAddress::Direct { from, to } => Address::Direct { from: from.checked()?, to: to.checked()? },
+        WireAddress::Broadcast { origin, id } => Address::Broadcast { origin: origin.checked()?, id },
+    };
+    Ok((address, used))
+}
+
+/// A receipt as a byte.
+pub fn encode_receipt(receipt: Receipt) -> u8 {
+    match receipt {
+        Receipt::Taken => 0,
+        Receipt::NoHandler => 1,
+        Receipt::Busy => 2,
+        Receipt::NotMe => 3,
+    }
+}
+
+/// Reads a receipt.
+///
+/// # Errors
+/// [`WireError::Kind`] for one that this version does not know.
+pub fn decode_receipt(byte: u8) -> Result<Receipt, WireError> {
+    [Receipt::Taken, Receipt::NoHandler, Receipt::Busy, Receipt::NotMe]
+        .into_iter()
+        .find(|receipt| encode_receipt(*receipt) == byte)
+        .ok_or(WireError::Kind)
 }
 
 #[derive(Encode, BorrowDecode)]

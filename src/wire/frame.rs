@@ -43,6 +43,8 @@ pub enum StreamKind {
     PushPull,
     /// A ping of a node that did not answer on a datagram.
     Ping,
+    /// Bytes of users, each frame answered by a receipt.
+    User,
 }
 
 impl StreamKind {
@@ -50,6 +52,7 @@ impl StreamKind {
         match self {
             Self::PushPull => 1,
             Self::Ping => 2,
+            Self::User => 3,
         }
     }
 
@@ -58,7 +61,10 @@ impl StreamKind {
     /// # Errors
     /// [`WireError::Kind`].
     pub fn of(byte: u8) -> Result<Self, WireError> {
-        [Self::PushPull, Self::Ping].into_iter().find(|kind| kind.byte() == byte).ok_or(WireError::Kind)
+        [Self::PushPull, Self::Ping, Self::User]
+            .into_iter()
+            .find(|kind| kind.byte() == byte)
+            .ok_or(WireError::Kind)
     }
 }
 

@@ -28,15 +28,17 @@ pub enum Message {
     Dead(Dead),
     /// A user's broadcast.
     User(UserBroadcast),
+    /// A user's bytes for one node.
+    Direct(Direct),
 }
 
 impl Message {
     /// Kinds of messages.
-    pub const KINDS: usize = 8;
+    pub const KINDS: usize = 9;
 
     /// The names of the kinds, by [`Message::kind`].
     pub const NAMES: [&'static str; Self::KINDS] =
-        ["ping", "indirect_ping", "ack", "nack", "suspect", "alive", "dead", "user"];
+        ["ping", "indirect_ping", "ack", "nack", "suspect", "alive", "dead", "user", "direct"];
 
     /// The kind, as it stands on the wire.
     pub fn kind(&self) -> usize {
@@ -49,6 +51,7 @@ impl Message {
             Self::Alive(_) => 5,
             Self::Dead(_) => 6,
             Self::User(_) => 7,
+            Self::Direct(_) => 8,
         }
     }
 }
@@ -202,6 +205,49 @@ pub struct UserBroadcast {
     pub id: u64,
     /// The user's bytes.
     pub bytes: Bytes,
+}
+
+/// A user's bytes for one node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Direct {
+    /// Who sends them, as it says itself.
+    pub from: NodeId,
+    /// Who is meant; nothing means whoever is there.
+    pub to: Option<NodeId>,
+    /// The user's bytes.
+    pub bytes: Bytes,
+}
+
+/// From whom the bytes of a user are that go over a stream, and for whom.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Address {
+    /// Bytes for the node at the other end.
+    Direct {
+        /// Who sends them, as it says itself.
+        from: NodeId,
+        /// Who is meant.
+        to: NodeId,
+    },
+    /// A broadcast that is too large for gossip.
+    Broadcast {
+        /// Who broadcasts it.
+        origin: NodeId,
+        /// Its number at the origin.
+        id: u64,
+    },
+}
+
+/// What the node at the other end of a stream has done with a user's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receipt {
+    /// They wait for a handler, which will get them.
+    Taken,
+    /// Nobody handles users' bytes there.
+    NoHandler,
+    /// The handlers have too much to do.
+    Busy,
+    /// They are for another node, or another run of it.
+    NotMe,
 }
 
 /// A member as one node's full state tells it.

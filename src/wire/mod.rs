@@ -3,6 +3,7 @@
 pub mod codec;
 pub mod frame;
 pub mod message;
+pub mod shared;
 pub mod state;
 
 /// Why bytes of a peer are dropped. Users never see it: it is counted.

@@ -77,6 +77,15 @@ impl Refusal {
     }
 }
 
+/// A node's own state, without what its user adds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnBytes {
+    /// The head.
+    pub header: StateHeader,
+    /// The members, this node first.
+    pub members: Bytes,
+}
+
 /// A full state that has been checked: each of its members can be read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
@@ -103,6 +112,14 @@ impl State {
         }
         out.extend_from_slice(user);
         out.into()
+    }
+
+    /// Writes the head of a state whose members are written already, with the user's bytes to follow these.
+    pub fn head(header: &StateHeader, user_len: usize) -> Vec<u8> {
+        let user_len = u32::try_from(user_len).unwrap_or(u32::MAX);
+        let mut out = Vec::with_capacity(64);
+        codec::encode_reply(&Ok(StateHeader { user_len, ..header.clone() }), &mut out);
+        out
     }
 
     /// Writes a refusal.
@@ -151,6 +168,12 @@ impl State {
     /// Bytes of it that have not been taken yet.
     pub fn len(&self) -> usize {
         self.members.len()
+    }
+
+    /// All members that have not been taken yet.
+    pub fn members(&self) -> impl Iterator<Item = Remembered> {
+        let mut rest = self.clone();
+        std::iter::from_fn(move || rest.next_member())
     }
 
     /// The next member, until all have been taken.
