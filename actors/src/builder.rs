@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use actix::Recipient;
 use actix_rt::{Arbiter, ArbiterHandle, System};
 use bytes::Bytes;
 use memberlist_protocol::{config::Config, member::Tags};
@@ -16,6 +17,7 @@ use crate::{
     hooks::Hooks,
     network::{Network, SystemNetwork},
     node::{self, Plan},
+    questions::Admit,
 };
 
 /// The port that nodes of a cluster have by custom.
@@ -50,6 +52,7 @@ impl ClusterBuilder {
             seed: None,
             watchdog: true,
             hooks: Hooks::default(),
+            admit: None,
         };
         Self { plan, arbiter: None }
     }
@@ -96,6 +99,12 @@ impl ClusterBuilder {
     /// key and its value.
     pub fn tag(mut self, k: impl Into<String>, v: impl Into<String>) -> Self {
         self.plan.tags.insert(k.into(), v.into());
+        self
+    }
+
+    /// Who is asked whether a newcomer may in; without it everybody may. See [`Admit`].
+    pub fn admit(mut self, to: Recipient<Admit>) -> Self {
+        self.plan.admit = Some(to);
         self
     }
 

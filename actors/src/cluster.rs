@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 use memberlist_protocol::{
     accusation::Why,
-    member::{MAX_META, Tags, check_meta, meta_len},
+    member::{MAX_META, NodeId, Tags, canonical, check_meta, meta_len},
     view::View,
     wire::{
         codec,
@@ -24,14 +25,16 @@ use tokio::sync::oneshot;
 
 use crate::{
     builder::ClusterBuilder,
-    errors::{Cause, JoinError, NotSent, SendError, Stopped, UpdateError},
+    errors::{JoinError, NotSent, SendError, Stopped, UpdateError},
     events::{MemberEvent, NodeEvent, Replay, UserBytes},
     inbox::Refused,
     join::{self, Joined, Until},
     messages::{ToDelegates, ToQueue, ToState},
     metrics::Metrics,
     node::{LeaveReport, Node},
+    peer::{self, Outcome, Peer},
     pump::{self, Events, Of, Overflow, Pump, Queue, Subscribing, Subscription},
+    questions::{Merge, SharedState, Sharing},
     ring::Doors,
 };
 
@@ -97,7 +100,9 @@ pub(crate) struct Handle {
 /// A user's broadcast.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Broadcast {
-    /// What is to be told. It has to fit into one packet with about 40 bytes around it and this node's name.
+    /// What is to be told. Up to [`Config::gossiped_broadcast_size`](crate::Config::gossiped_broadcast_size)
+    /// it goes by gossip; larger ones go over a stream to each member, at most
+    /// [`Config::max_message_size`](crate::Config::max_message_size).
     pub bytes: Bytes,
     /// Under this name it replaces an older one that still waits here, and is replaced by a newer one.
     pub name: Option<String>,
@@ -112,24 +117,27 @@ impl Broadcast {
     }
 }
 
-/// The fate of a broadcast: ready when this node has sent it as often as it should, or when it will not.
-/// Dropping it changes nothing.
+/// The fate of a broadcast: ready when this node has sent it as often as it should, or when it will not. One
+/// that goes over streams is done when each member has it or could not be reached; how many those were is
+/// counted as `undelivered`. Dropping it changes nothing.
 #[derive(Debug)]
-pub struct Spread(oneshot::Receiver<Result<(), NotSent>>, Arc<std::sync::atomic::AtomicBool>);
+pub struct Spread(Outcome);
 
 impl Future for Spread {
     type Output = Result<(), NotSent>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let spread = std::task::ready!(Pin::new(&mut self.0).poll(cx));
-        let lost = if self.1.load(Relaxed) { Cause::Stopped } else { Cause::Lost };
-        Poll::Ready(spread.unwrap_or(Err(NotSent::Unknown(lost))))
+        Pin::new(&mut self.0).poll(cx)
     }
 }
 
 impl Handle {
     pub(crate) fn new(doors: Arc<Doors>) -> Self {
         Self { doors }
+    }
+
+    pub(crate) fn doors(&self) -> &Arc<Doors> {
+        &self.doors
     }
 
     pub(crate) fn view(&self) -> View {
@@ -388,8 +396,9 @@ impl Cluster {
         EventStream(stream)
     }
 
-    /// Sends an actor the bytes that users of other nodes broadcast. It may have 1,024 messages or 4 MiB
-    /// waiting; beyond that the newest are dropped and counted.
+    /// Sends an actor the bytes that users of other nodes broadcast, or send to this node. It may have 1,024 messages or 4 MiB
+    /// waiting; beyond that the newest are dropped and counted. Several handlers get each message
+    /// each.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -403,28 +412,76 @@ impl Cluster {
         Ok(Subscription::new(number, Of::Delegates(Arc::downgrade(&doors.delegates))))
     }
 
-    /// Tells all members something by gossip. Each of their handlers gets it at most once; this node's own
-    /// does not. Gossip reaches each member with high probability, not for sure.
+    /// Shares the state of an actor: other nodes get it, and it gets theirs. For each key there is one actor;
+    /// a later one takes the place of an earlier one. States that wait to be merged may be 1,024 or 4 MiB.
     ///
     /// # Errors
-    /// [`SendError::TooLarge`] when no packet has room for it, [`SendError::Full`] when the node has too much
+    /// [`Stopped`].
+    pub fn share<S: SharedState>(&self, to: Addr<S>) -> Result<Subscription, Stopped> {
+        let doors = self.doors();
+        let merges = Queue::new(HANDLER_QUEUE, HANDLER_BYTES, Overflow::Refuse);
+        let number = doors.number();
+        let (export, merge) = (to.clone().recipient(), to.recipient());
+        let pump: Pump = Box::pin(pump::pump(merges.clone(), merge, |m: &Merge| m.state.len()));
+        let sharing = Sharing { number, key: S::KEY, export, merges, pump: Some(pump) };
+        doors.delegates.insist(ToDelegates::Share(sharing)).map_err(|_| Stopped)?;
+        Ok(Subscription::new(number, Of::Delegates(Arc::downgrade(&doors.delegates))))
+    }
+
+    /// The other member of that name and run, if it is there.
+    pub fn peer(&self, id: &NodeId) -> Option<Peer> {
+        let member = peer::present(self.doors(), id).filter(|member| member.id != self.view().local().id)?;
+        Some(Peer::new(member.id.clone(), self.handle().clone()))
+    }
+
+    /// All other members that are there.
+    pub fn peers(&self) -> Vec<Peer> {
+        let view = self.view();
+        let others = view.alive().filter(|member| member.id != view.local().id);
+        others.map(|member| Peer::new(member.id.clone(), self.handle().clone())).collect()
+    }
+
+    /// Sends bytes in one datagram to whoever is at `addr`, member or not; that node's handlers of users'
+    /// bytes get them. At most once, in no order, perhaps never. memberlist's `SendToAddress`.
+    ///
+    /// # Errors
+    /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Full`], [`SendError::Stopped`].
+    pub fn send_to_address(&self, addr: SocketAddr, bytes: Bytes) -> Result<(), SendError> {
+        peer::cast(self.doors(), canonical(addr), None, bytes)
+    }
+
+    /// Tells all members something by gossip. Each of their handlers gets it at most once; this node's own
+    /// does not. Gossip reaches each member with high probability, not for sure. One that is larger than
+    /// [`Config::gossiped_broadcast_size`](crate::Config::gossiped_broadcast_size) goes to each member over a
+    /// stream instead, at most 256 of them and
+    /// [`Config::peer_queue_bytes`](crate::Config::peer_queue_bytes) at once; its [`Spread`] is
+    /// `Never(Busy)` beyond that.
+    ///
+    /// # Errors
+    /// [`SendError::TooLarge`] above [`Config::max_message_size`](crate::Config::max_message_size), or when it
+    /// is to go by gossip and no packet has room for it, [`SendError::Full`] when the node has too much
     /// to do, [`SendError::Stopped`].
     pub fn broadcast_bytes(&self, b: Broadcast) -> Result<Spread, SendError> {
         let doors = self.doors();
         let origin = self.view().local().id.clone();
         let message = UserBroadcast { origin, id: doors.number(), bytes: b.bytes };
-        let len =
-            codec::encoded(&Wire::User(message.clone()), usize::MAX).map_or(usize::MAX, |bytes| bytes.len());
-        let max = doors.max_broadcast.load(Relaxed);
+        let (len, max) = (message.bytes.len(), doors.config.max_message_size);
         if len > max {
-            let around = len - message.bytes.len();
-            return Err(SendError::TooLarge { len: message.bytes.len(), max: max.saturating_sub(around) });
+            return Err(SendError::TooLarge { len, max });
+        }
+        if len <= doors.config.gossiped_broadcast_size {
+            let encoded = codec::encoded(&Wire::User(message.clone()), usize::MAX);
+            let encoded = encoded.map_or(usize::MAX, |bytes| bytes.len());
+            let max = doors.max_broadcast.load(Relaxed);
+            if encoded > max {
+                return Err(SendError::TooLarge { len, max: max.saturating_sub(encoded - len) });
+            }
         }
         let (spread, fate) = oneshot::channel();
         let name = b.name.map(Arc::from);
         let queued = doors.queue.command(ToQueue::Broadcast { name, replaces: b.replaces, message, spread });
         match queued {
-            Ok(()) => Ok(Spread(fate, doors.stopped.clone())),
+            Ok(()) => Ok(Spread(Outcome::new(fate, doors))),
             Err(Refused::Busy) => Err(SendError::Full),
             Err(Refused::Closed) => Err(SendError::Stopped),
         }

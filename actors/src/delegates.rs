@@ -1,17 +1,31 @@
 //! **Delegates** stands between the node and its users' actors. It hears events from NodeState and users'
-//! broadcasts from Transport, and puts them into a queue for each subscriber; pumps empty these.
+//! bytes from Transport and streams, and puts them into a queue for each subscriber; pumps empty these. It
+//! asks what the application has to be asked, and passes the answer on.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
-use actix::{Actor, Context, StreamHandler};
-use memberlist_protocol::{gossip::Seen, members::Change, view::View, wire::message::UserBroadcast};
+use actix::{Actor, Context, Recipient, StreamHandler};
+use bytes::Bytes;
+use memberlist_protocol::{
+    gossip::Seen,
+    member::NodeId,
+    members::Change,
+    view::View,
+    wire::{
+        message::{Address, Direct, Receipt, UserBroadcast},
+        shared,
+    },
+};
 
 use crate::{
     events::{MemberEvent, Replay, Sender, UserBytes},
     inbox::{Alarm, Turn, Turns},
-    messages::{DELEGATES, ToDelegates, ToQueue},
+    join::all,
+    messages::{Asker, DELEGATES, Reply, ToDelegates, ToQueue, ToState},
     metrics::Lost,
+    peer::present,
     pump::{Queue, Subscribing},
+    questions::{self, Admit, Export, Merge, Sharing},
     ring::Shared,
     supervisor::Child,
 };
@@ -20,14 +34,24 @@ use crate::{
 pub(crate) struct Kept {
     subscribers: Vec<(u64, Arc<Queue<MemberEvent>>)>,
     servers: Vec<(u64, Arc<Queue<UserBytes>>)>,
+    /// Who is asked about newcomers.
+    gate: Option<Recipient<Admit>>,
+    shares: Vec<Sharing>,
     /// The view after the last event that was told.
     view: View,
     seen: Seen,
 }
 
 impl Kept {
-    pub(crate) fn new(view: View) -> Self {
-        Self { subscribers: Vec::new(), servers: Vec::new(), view, seen: Seen::default() }
+    pub(crate) fn new(view: View, gate: Option<Recipient<Admit>>) -> Self {
+        Self {
+            subscribers: Vec::new(),
+            servers: Vec::new(),
+            gate,
+            shares: Vec::new(),
+            view,
+            seen: Seen::default(),
+        }
     }
 
     /// Lets the subscribers take what waits for them, and then end.
@@ -38,6 +62,7 @@ impl Kept {
         for (_, queue) in self.servers.drain(..) {
             queue.close();
         }
+        self.shares.clear();
     }
 }
 
@@ -54,7 +79,26 @@ impl Delegates {
     fn hear(&self, item: ToDelegates) {
         match item {
             ToDelegates::Events { changes, view } => self.tell(&changes, view),
-            ToDelegates::User(message) => self.user(message),
+            ToDelegates::User(message) => {
+                if let Some(message) = self.unseen(message) {
+                    self.serve(Sender::Member(message.origin.clone()), &message.bytes, false);
+                    self.ring.news(&self.ring.queue, ToQueue::Forward(message));
+                }
+            }
+            ToDelegates::Direct { message: Direct { from, to, bytes }, from: addr } => {
+                if to.is_none_or(|to| self.is_local(&to)) {
+                    self.serve(self.sender(from, addr), &bytes, false);
+                } else {
+                    self.ring.counters.drop(Lost::NotForUs);
+                }
+            }
+            ToDelegates::Deliver { address, bytes, from, reply } => {
+                let _ = reply.send(self.deliver(address, bytes, from));
+            }
+            ToDelegates::Admit { question, asker } => self.admit(question, asker),
+            ToDelegates::Export { joining, reply } => self.export(joining, reply),
+            ToDelegates::MergeShared { from, joining, shared } => self.merge(&from, joining, shared),
+            ToDelegates::Share(sharing) => self.share(sharing),
             ToDelegates::Subscribe(subscribing) => self.subscribe(subscribing),
             ToDelegates::Serve(mut serving) => {
                 if let Some(queue) = serving.queue.take() {
@@ -68,6 +112,7 @@ impl Delegates {
                 let mut kept = self.kept.borrow_mut();
                 retain_others(&mut kept.subscribers, number);
                 retain_others(&mut kept.servers, number);
+                kept.shares.retain(|share| share.number != number);
             }
         }
     }
@@ -130,26 +175,154 @@ impl Delegates {
         }
     }
 
-    /// A broadcast is handled here, and passed on, the first time it comes.
-    fn user(&self, message: UserBroadcast) {
-        let mut kept = self.kept.borrow_mut();
-        let own = message.origin == self.ring.view.borrow().local().id;
-        if own || !kept.seen.is_new(&message.origin, message.id) {
+    /// A broadcast that has not come before: it is handled, and passed on, the first time.
+    fn unseen(&self, message: UserBroadcast) -> Option<UserBroadcast> {
+        let new = !self.is_local(&message.origin)
+            && self.kept.borrow_mut().seen.is_new(&message.origin, message.id);
+        if !new {
             self.ring.counters.drop(Lost::SeenBroadcast);
-            return;
         }
+        new.then_some(message)
+    }
+
+    fn is_local(&self, id: &NodeId) -> bool {
+        self.ring.view.borrow().local().id == *id
+    }
+
+    /// Who sends something: a member, if there is one of that name and run.
+    fn sender(&self, claimed: NodeId, addr: SocketAddr) -> Sender {
+        match present(&self.ring, &claimed) {
+            Some(_) => Sender::Member(claimed),
+            None => Sender::Address(addr),
+        }
+    }
+
+    /// Gives bytes to the handlers.
+    fn serve(&self, from: Sender, bytes: &Bytes, reliable: bool) -> Receipt {
+        let mut kept = self.kept.borrow_mut();
         kept.servers.retain(|(_, queue)| !queue.is_closed());
         if kept.servers.is_empty() {
             self.ring.counters.drop(Lost::NoHandler);
+            return Receipt::NoHandler;
         }
+        let mut receipt = Receipt::Busy;
         for (_, queue) in &kept.servers {
-            let bytes = UserBytes::new(Sender::Member(message.origin.clone()), message.bytes.clone(), false);
-            if !queue.push(bytes, message.bytes.len()) {
+            if queue.push(UserBytes::new(from.clone(), bytes.clone(), reliable), bytes.len()) {
+                receipt = Receipt::Taken;
+            } else {
                 self.ring.counters.drop(Lost::HandlerBusy);
             }
         }
+        receipt
+    }
+
+    fn deliver(&self, address: Address, bytes: Bytes, from: SocketAddr) -> Receipt {
+        match address {
+            Address::Direct { to, .. } if !self.is_local(&to) => {
+                self.ring.counters.drop(Lost::NotForUs);
+                Receipt::NotMe
+            }
+            Address::Direct { from: claimed, .. } => self.serve(self.sender(claimed, from), &bytes, true),
+            // Its origin sends it to each member itself.
+            Address::Broadcast { origin, id } => match self.unseen(UserBroadcast { origin, id, bytes }) {
+                Some(message) => self.serve(Sender::Member(message.origin), &message.bytes, true),
+                None => Receipt::Taken,
+            },
+        }
+    }
+
+    /// Asks the application. The node does not wait for it; no answer is a no.
+    fn admit(&self, question: Admit, asker: Asker) {
+        let Some(gate) = self.kept.borrow().gate.clone() else { return answer(&self.ring, asker, Ok(())) };
+        let what = match &question {
+            Admit::Member(member) => format!("Admit::Member for {} at {}", member.id, member.addr),
+            Admit::Merge { from, .. } => format!("Admit::Merge for {from}"),
+        };
+        let ring = self.ring.clone();
+        self.ring.spawn("question", async move {
+            let verdict = questions::ask(&ring, what, &gate, question).await;
+            let none = || Err("the application did not answer".to_owned());
+            answer(&ring, asker, verdict.unwrap_or_else(none).map_err(|reason| shortened(&reason)));
+        });
+    }
+
+    /// Asks for everything that is shared, at once.
+    fn export(&self, joining: bool, reply: Reply<Bytes>) {
+        let asked: Vec<_> =
+            self.kept.borrow().shares.iter().map(|share| (share.key, share.export.clone())).collect();
+        if asked.is_empty() {
+            let _ = reply.send(Bytes::new());
+            return;
+        }
+        let ring = self.ring.clone();
+        self.ring.spawn("question", async move {
+            let states = all(asked.into_iter().map(|(key, to)| {
+                let ring = ring.clone();
+                async move {
+                    let what = format_args!("Export of {key:?}");
+                    (key, questions::ask(&ring, what, &to, Export { joining }).await.unwrap_or_default())
+                }
+            }));
+            let mut states = states.await;
+            states.retain(|(_, state)| !state.is_empty());
+            let max = ring.config.max_shared_state.min(ring.config.max_state_size / 2);
+            let (bytes, left) = shared::encode(&states, max);
+            for key in left {
+                ring.counters.drop(Lost::Unshared);
+                tracing::warn!(key, max, "a shared state has no room and is not sent");
+            }
+            let _ = reply.send(bytes);
+        });
+    }
+
+    fn merge(&self, from: &NodeId, joining: bool, shared: Bytes) {
+        let states = match shared::decode(shared) {
+            Ok(states) => states,
+            Err(error) => return self.ring.counters.drop(error),
+        };
+        let kept = self.kept.borrow();
+        for (key, state) in states {
+            let Some(share) = kept.shares.iter().find(|share| *share.key == *key) else {
+                self.ring.counters.drop(Lost::Unshared);
+                continue;
+            };
+            let len = state.len();
+            if !share.merges.push(Merge { from: from.clone(), joining, state }, len) {
+                self.ring.counters.drop(Lost::HandlerBusy);
+            }
+        }
+    }
+
+    fn share(&self, mut sharing: Sharing) {
+        let mut kept = self.kept.borrow_mut();
+        kept.shares.retain(|share| !share.merges.is_closed());
+        if kept.shares.iter().any(|share| share.key == sharing.key) {
+            tracing::warn!(
+                key = sharing.key,
+                "shared by another actor before: that one is not asked any more"
+            );
+            kept.shares.retain(|share| share.key != sharing.key);
+        }
+        let pump = sharing.pump.take();
+        kept.shares.push(sharing);
         drop(kept);
-        self.ring.news(&self.ring.queue, ToQueue::Forward(message));
+        self.run(pump);
+    }
+}
+
+/// Longest reason of a veto that is told, in characters.
+const MAX_REASON: usize = 200;
+
+fn shortened(reason: &str) -> String {
+    reason.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect()
+}
+
+fn answer(ring: &Shared, asker: Asker, verdict: Result<(), String>) {
+    match asker {
+        Asker::State { name, number } => {
+            ring.command(&ring.state, ToState::Admitted { name, number, verdict });
+        }
+        Asker::Stream(reply) => drop(reply.send(verdict)),
     }
 }
 

@@ -132,6 +132,9 @@ pub enum SendError {
         /// Bytes that fit.
         max: usize,
     },
+    /// The peer is not there any more.
+    #[error("the peer is gone")]
+    Gone,
     /// The node has stopped.
     #[error("the node has stopped")]
     Stopped,
@@ -162,6 +165,18 @@ pub enum Cause {
     /// There was no room.
     #[error("no room")]
     Busy,
+    /// Nobody handles such messages there.
+    #[error("nobody handles it there")]
+    NoHandler,
+    /// The peer could not be reached, or the connection broke.
+    #[error("the connection to the peer is lost")]
+    LinkLost,
+    /// The peer has left.
+    #[error("the peer has left")]
+    PeerLeft,
+    /// The peer is dead, or another run of it is in its place.
+    #[error("the peer is dead")]
+    PeerDead,
     /// A newer broadcast has replaced it.
     #[error("replaced by a newer one")]
     Invalidated,

@@ -179,7 +179,7 @@ async fn attempt(doors: Arc<Doors>, at_once: Arc<Semaphore>, addr: SocketAddr) -
 }
 
 /// Runs futures side by side.
-async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
+pub(crate) async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let mut running: Vec<_> = futures.into_iter().map(|future| Some(Box::pin(future))).collect();
     let mut done: Vec<Option<T>> = running.iter().map(|_| None).collect();
     poll_fn(|cx| {

@@ -22,6 +22,7 @@ mod delegates;
 mod detector;
 mod errors;
 mod events;
+mod exchanges;
 mod hooks;
 mod inbox;
 mod join;
@@ -29,7 +30,11 @@ mod messages;
 mod metrics;
 pub mod network;
 mod node;
+mod outbox;
+mod parcels;
+mod peer;
 mod pump;
+mod questions;
 mod queue;
 mod ring;
 mod state;
@@ -55,7 +60,9 @@ pub use memberlist_protocol::{
 };
 pub use metrics::{InboxMetrics, Metrics};
 pub use node::{Join, Leave, LeaveReport, Members, Node, SetMeta, Shutdown, Subscribe};
+pub use peer::{Peer, Sent};
 pub use pump::Subscription;
+pub use questions::{Admit, Export, Merge, SharedState};
 
 /// Injected panics, for tests.
 #[cfg(feature = "testing")]

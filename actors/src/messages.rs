@@ -10,8 +10,11 @@ use memberlist_protocol::{
     members::Change,
     view::View,
     wire::{
-        message::{Ack, Alive, Dead, IndirectPing, Message, Nack, Ping, Suspect, UserBroadcast},
-        state::{Refusal, State},
+        message::{
+            Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Receipt, Suspect,
+            UserBroadcast,
+        },
+        state::{OwnBytes, Refusal, State},
     },
 };
 use smallvec::SmallVec;
@@ -22,6 +25,7 @@ use crate::{
     events::{MemberEvent, UserBytes},
     inbox::Item,
     pump::{Pump, Subscribing},
+    questions::{Admit, Sharing},
 };
 
 /// Where an answer goes. When it is dropped, whoever waits gets an error.
@@ -52,6 +56,14 @@ pub(crate) enum Exchange {
     FollowUp,
 }
 
+/// Who has a question to the application.
+pub(crate) enum Asker {
+    /// NodeState, about a newcomer of that name.
+    State { name: Arc<str>, number: u64 },
+    /// A stream.
+    Stream(Reply<Result<(), String>>),
+}
+
 /// What NodeState hears.
 pub(crate) enum ToState {
     /// From Transport: news about a member.
@@ -63,11 +75,16 @@ pub(crate) enum ToState {
     /// From FailureDetector: a member did not answer.
     Accuse { id: NodeId, incarnation: u32, evidence: Evidence },
     /// From a stream: give the own full state.
-    Give { join: bool, reply: Reply<Bytes> },
+    Give { join: bool, reply: Reply<OwnBytes> },
     /// From a stream that this node dialled: take the peer's state in, and say whose it was once that is done.
-    Merge { peer: Box<State>, why: Exchange, reply: Reply<Result<NodeId, Refusal>> },
-    /// From a stream that a peer dialled: take its state in, and give the own one.
-    Exchange { peer: Box<State>, reply: Reply<Result<Bytes, Refusal>> },
+    /// `admitted`: the application has let the peer itself in.
+    Merge { peer: Box<State>, admitted: bool, why: Exchange, reply: Reply<Result<NodeId, Refusal>> },
+    /// From a stream that a peer dialled: give the own state, and take the peer's in, unless it joins.
+    Exchange { peer: Box<State>, admitted: bool, reply: Reply<Result<OwnBytes, Refusal>> },
+    /// From a stream that a joiner dialled: it has taken this node's state in; take its own.
+    Welcome { peer: Box<State>, admitted: bool },
+    /// From Delegates: what the application says of a newcomer.
+    Admitted { name: Arc<str>, number: u64, verdict: Result<(), String> },
     /// From the handle: this node says something else about itself.
     Update { tags: Option<Tags>, meta: Option<Bytes>, reply: Reply<Result<(), UpdateError>> },
     /// From the handle: leave.
@@ -83,6 +100,8 @@ impl Item for ToState {
         Give {} => "give",
         Merge {} => "merge",
         Exchange {} => "exchange",
+        Welcome {} => "welcome",
+        Admitted {} => "admitted",
         Update {} => "update",
         Leave {} => "leave",
     });
@@ -214,6 +233,18 @@ pub(crate) enum ToDelegates {
     Events { changes: Vec<(u64, Change)>, view: View },
     /// From Transport: a user's broadcast.
     User(UserBroadcast),
+    /// From Transport: a user's bytes for this node alone.
+    Direct { message: Direct, from: SocketAddr },
+    /// From a stream: a user's bytes, or a broadcast that is too large for gossip.
+    Deliver { address: Address, bytes: Bytes, from: SocketAddr, reply: Reply<Receipt> },
+    /// From NodeState and streams: ask the application whether somebody may in.
+    Admit { question: Admit, asker: Asker },
+    /// From a stream: ask the application what it shares.
+    Export { joining: bool, reply: Reply<Bytes> },
+    /// From a stream: what another node's application shares.
+    MergeShared { from: NodeId, joining: bool, shared: Bytes },
+    /// From the handle: somebody shares a state.
+    Share(Sharing),
     /// From the handle: somebody wants events.
     Subscribe(Subscribing<MemberEvent>),
     /// From the handle: somebody wants users' bytes.
@@ -230,6 +261,12 @@ impl Item for ToDelegates {
     kinds!(ToDelegates {
         Events {} => "events",
         User(_) => "user",
+        Direct {} => "direct",
+        Deliver {} => "deliver",
+        Admit {} => "admit",
+        Export {} => "export",
+        MergeShared {} => "merge_shared",
+        Share(_) => "share",
         Subscribe(_) => "subscribe",
         Serve(_) => "serve",
         Run(_) => "run",
@@ -240,13 +277,14 @@ impl Item for ToDelegates {
     fn weight(&self) -> usize {
         match self {
             Self::User(m) => m.bytes.len(),
+            Self::Direct { message, .. } => message.bytes.len(),
             _ => 0,
         }
     }
 }
 
-/// Every actor of the ring with every kind of message that it hears, and the two that Transport hears from
-/// its sockets, and the tick of each.
+/// Every actor of the ring with every kind of message that it hears, and what Transport hears from its sockets
+/// and from users, and the tick of each.
 #[cfg(feature = "testing")]
 pub(crate) fn pairs() -> Vec<(&'static str, &'static str)> {
     let of = |actor: &'static str, kinds: &'static [&'static str]| {
@@ -255,7 +293,9 @@ pub(crate) fn pairs() -> Vec<(&'static str, &'static str)> {
     of(STATE, ToState::KINDS)
         .chain(of(QUEUE, ToQueue::KINDS))
         .chain(of(DETECTOR, ToDetector::KINDS))
-        .chain(ToTransport::KINDS.iter().chain(&["datagram", "stream"]).map(|kind| (TRANSPORT, *kind)))
+        .chain(
+            ToTransport::KINDS.iter().chain(&["datagram", "stream", "outbox"]).map(|kind| (TRANSPORT, *kind)),
+        )
         .chain(ToDelegates::KINDS.iter().map(|kind| (DELEGATES, *kind)))
         .collect()
 }

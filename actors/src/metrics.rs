@@ -40,6 +40,18 @@ pub(crate) enum Lost {
     SubscriberLagged,
     /// A message whose handler panicked.
     Panicked,
+    /// A message of a user over a stream that has not got through, or of which that is not known.
+    Undelivered,
+    /// A user's bytes that were for another node.
+    NotForUs,
+    /// A question that the application did not answer in time.
+    QuestionLate,
+    /// A question to an actor of the application that had stopped, or panicked over it.
+    QuestionFailed,
+    /// A shared state that had no room, or that nobody shares here.
+    Unshared,
+    /// A joiner that refused this node after all.
+    JoinRefused,
     /// A socket that reported an error on reading.
     ReadFailed,
     /// A socket that reported an error on accepting a stream.
@@ -47,7 +59,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    const ALL: [(Self, &'static str); 16] = [
+    const ALL: [(Self, &'static str); 22] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -62,6 +74,12 @@ impl Lost {
         (Self::HandlerBusy, "handler_busy"),
         (Self::SubscriberLagged, "subscriber_lagged"),
         (Self::Panicked, "panicked"),
+        (Self::Undelivered, "undelivered"),
+        (Self::NotForUs, "not_for_us"),
+        (Self::QuestionLate, "question_late"),
+        (Self::QuestionFailed, "question_failed"),
+        (Self::Unshared, "unshared"),
+        (Self::JoinRefused, "join_refused"),
         (Self::ReadFailed, "read_failed"),
         (Self::AcceptFailed, "accept_failed"),
     ];
@@ -165,6 +183,7 @@ pub(crate) struct Counters {
     pub(crate) degraded_timeouts: AtomicU64,
     pub(crate) udp_lost: AtomicU64,
     pub(crate) stalls: AtomicU64,
+    pub(crate) user_messages_sent: AtomicU64,
     sent: Many<{ Message::KINDS }>,
     received: Many<{ Message::KINDS }>,
     dropped: Many<REASONS>,
@@ -223,6 +242,8 @@ impl Counters {
             degraded_timeouts: self.degraded_timeouts.load(Relaxed),
             udp_lost: self.udp_lost.load(Relaxed),
             stalls: self.stalls.load(Relaxed),
+            user_messages_sent: self.user_messages_sent.load(Relaxed),
+            user_messages_waiting: 0,
             inboxes: BTreeMap::new(),
             broadcasts_queued: 0,
         }
@@ -291,6 +312,10 @@ pub struct Metrics {
     pub udp_lost: u64,
     /// Handlers of the node's own that hung.
     pub stalls: u64,
+    /// Messages of users that went over a stream, and were taken there.
+    pub user_messages_sent: u64,
+    /// Messages of users to single nodes that wait to be sent.
+    pub user_messages_waiting: u64,
     /// What went through the inbox of each actor.
     pub inboxes: BTreeMap<&'static str, InboxMetrics>,
     /// News and users' broadcasts that wait to be gossiped.

@@ -37,6 +37,7 @@ use crate::{
     metrics::up,
     network::Network,
     pump::Subscription,
+    questions::Admit,
     queue::{self, BroadcastQueue},
     ring::{Doors, Ring, Shared, now},
     state::{self, NodeState},
@@ -58,6 +59,7 @@ pub(crate) struct Plan {
     pub(crate) seed: Option<u64>,
     pub(crate) watchdog: bool,
     pub(crate) hooks: Hooks,
+    pub(crate) admit: Option<Recipient<Admit>>,
 }
 
 impl Plan {
@@ -148,7 +150,7 @@ pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, Start
 
     let members = Table::new(plan.config.clone(), local, rng.random());
     let view = members.view();
-    let doors = Arc::new(Doors::new(plan.config.clone(), view.clone(), plan.hooks));
+    let doors = Arc::new(Doors::new(plan.config.clone(), view.clone(), plan.hooks, plan.admit.is_some()));
     let detector = Detector::new(plan.config.clone(), start, &mut rng);
     let kept_state = Rc::new(RefCell::new(state::Kept::new(members, &mut rng, start)));
     let ring = Rc::new(Ring {
@@ -161,7 +163,7 @@ pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, Start
     });
     let kept_queue = Rc::new(RefCell::new(queue::Kept::new(&ring, start)));
     let kept_transport = Rc::new(RefCell::new(transport::Kept::new(&ring)));
-    let kept_delegates = Rc::new(RefCell::new(delegates::Kept::new(view)));
+    let kept_delegates = Rc::new(RefCell::new(delegates::Kept::new(view, plan.admit)));
 
     let supervisor = supervise(&ring, &kept_state, plan.watchdog);
     let _ = ring.supervisor.set(supervisor.clone());

@@ -63,7 +63,9 @@ impl<T> Queue<T> {
         if waiting.closed {
             return true;
         }
-        let fits = waiting.items.len() < self.max && waiting.bytes + bytes <= self.max_bytes;
+        // A single item may be larger than the bound: else it would never be taken.
+        let room = waiting.bytes + bytes <= self.max_bytes || waiting.items.is_empty();
+        let fits = waiting.items.len() < self.max && room;
         match (fits, self.overflow) {
             (true, _) => {
                 waiting.items.push_back(item);

@@ -5,7 +5,7 @@ use std::{
     cell::RefCell,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -17,7 +17,7 @@ use memberlist_protocol::{
     member::Member,
     wire::{
         codec,
-        message::{Message, UserBroadcast},
+        message::{Address, Message, UserBroadcast},
     },
 };
 use rand::RngExt;
@@ -27,6 +27,7 @@ use crate::{
     inbox::{Alarm, Turn, Turns},
     messages::{QUEUE, Reply, ToQueue, ToTransport},
     metrics::Lost,
+    outbox::{Fanout, Fate, Parcel},
     ring::{Shared, now},
     supervisor::Child,
 };
@@ -34,12 +35,19 @@ use crate::{
 /// Members that are told directly when this node leaves; in a cluster up to this size, all of them.
 const FAREWELLS: usize = 128;
 
+/// Broadcasts that are on their way over streams at once.
+const MAX_LARGE: usize = 256;
+
 /// Who waits for a broadcast to have spread.
 type Spread = Reply<Result<(), NotSent>>;
 
 /// What survives a restart.
 pub(crate) struct Kept {
     gossip: Gossip<Spread>,
+    /// Named broadcasts that are on their way over streams.
+    fanouts: Vec<(Arc<str>, Weak<Fanout>)>,
+    /// All broadcasts that are on their way over streams.
+    large: Vec<Weak<Fanout>>,
     /// The first tick; the others follow at whole intervals.
     first_tick: Instant,
     next_tick: Option<Instant>,
@@ -50,7 +58,7 @@ impl Kept {
         let phase = ring.config.gossip_interval.mul_f64(ring.rng.borrow_mut().random::<f64>());
         let gossip = Gossip::new(&ring.config, ring.envelope.clone());
         ring.max_broadcast.store(gossip.max_len(), Relaxed);
-        Self { gossip, first_tick: now + phase, next_tick: None }
+        Self { gossip, fanouts: Vec::new(), large: Vec::new(), first_tick: now + phase, next_tick: None }
     }
 
     /// The next tick after `now`.
@@ -102,7 +110,13 @@ impl BroadcastQueue {
                 }
             }
             ToQueue::Broadcast { name, replaces, message, spread } => {
-                self.broadcast(name, &replaces, message, Some(spread));
+                self.invalidate_large(name.as_deref(), &replaces);
+                if message.bytes.len() <= ring.config.gossiped_broadcast_size {
+                    self.broadcast(name, &replaces, message, Some(spread));
+                } else {
+                    self.kept.borrow_mut().gossip.invalidate(name.as_deref(), &replaces, ended);
+                    self.fan_out(name, message, spread);
+                }
             }
             ToQueue::Forward(message) => self.broadcast(None, &[], message, None),
             ToQueue::Farewell { bytes, reply } => {
@@ -128,6 +142,53 @@ impl BroadcastQueue {
         self.ring.counters.drop_many(Lost::Pruned, pruned);
         if queued.is_err() {
             self.ring.counters.drop(Lost::NoRoom);
+        }
+    }
+
+    /// Broadcasts of these names that are on their way over streams are sent to nobody else.
+    fn invalidate_large(&self, name: Option<&str>, replaces: &[String]) {
+        let mut kept = self.kept.borrow_mut();
+        kept.large.retain(|fanout| fanout.strong_count() > 0);
+        kept.fanouts.retain(|(known, fanout)| {
+            let old = name == Some(&**known) || replaces.iter().any(|name| *name == **known);
+            match fanout.upgrade() {
+                Some(fanout) if old => fanout.invalidate(),
+                Some(_) => return true,
+                None => {}
+            }
+            false
+        });
+    }
+
+    /// A broadcast that is too large for gossip goes to each member by itself.
+    fn fan_out(&self, name: Option<Arc<str>>, m: UserBroadcast, spread: Spread) {
+        let (ring, len) = (&self.ring, m.bytes.len());
+        let waiting: Vec<_> = self.kept.borrow().large.iter().filter_map(Weak::upgrade).collect();
+        let bytes: usize = waiting.iter().map(|fanout| fanout.len).sum();
+        let room = waiting.is_empty() || bytes + len <= ring.config.peer_queue_bytes;
+        if waiting.len() >= MAX_LARGE || !room {
+            ring.counters.drop(Lost::NoRoom);
+            let _ = spread.send(Err(NotSent::Never(Cause::Busy)));
+            return;
+        }
+        let view = ring.view.borrow().clone();
+        let others: Vec<_> = view.alive().filter(|member| member.id != view.local().id).collect();
+        if others.is_empty() {
+            let _ = spread.send(Ok(()));
+            return;
+        }
+        let fanout = Fanout::new(others.len(), len, spread);
+        for member in others {
+            let address = Address::Broadcast { origin: m.origin.clone(), id: m.id };
+            let parcel = Parcel { address, bytes: m.bytes.clone(), fate: Fate::Part(fanout.part()) };
+            if ring.outbox.send(&member.id, parcel).is_err() {
+                ring.counters.drop(Lost::Undelivered);
+            }
+        }
+        let mut kept = self.kept.borrow_mut();
+        kept.large.push(Arc::downgrade(&fanout));
+        if let Some(name) = name {
+            kept.fanouts.push((name, Arc::downgrade(&fanout)));
         }
     }
 

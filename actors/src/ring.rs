@@ -19,6 +19,7 @@ use crate::{
     messages::{ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
+    outbox::Outbox,
     pump::{NodeEvents, Pump},
     supervisor::Supervisor,
 };
@@ -38,6 +39,10 @@ pub(crate) struct Doors {
     pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
     pub(crate) max_broadcast: std::sync::atomic::AtomicUsize,
     pub(crate) hooks: Hooks,
+    /// What users send to single nodes.
+    pub(crate) outbox: Arc<Outbox>,
+    /// Whether the application wants to be asked about newcomers.
+    pub(crate) gated: bool,
     /// Whether the node stops.
     pub(crate) closing: watch::Sender<bool>,
     /// Pumps that run.
@@ -52,7 +57,7 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
-    pub(crate) fn new(config: Arc<Config>, view: View, hooks: Hooks) -> Self {
+    pub(crate) fn new(config: Arc<Config>, view: View, hooks: Hooks, gated: bool) -> Self {
         let (control, news) = (config.control_queue_depth, config.handoff_queue_depth);
         Self {
             state: Inbox::new(control, news),
@@ -67,6 +72,8 @@ impl Doors {
             broadcasts_queued: 0.into(),
             max_broadcast: 0.into(),
             hooks,
+            outbox: Arc::new(Outbox::new(&config)),
+            gated,
             closing: watch::Sender::new(false),
             pumps: watch::Sender::new(0),
             done: watch::Sender::new(false),
@@ -95,6 +102,7 @@ impl Doors {
         self.queue.close();
         self.transport.close();
         self.delegates.close();
+        self.outbox.close();
     }
 
     pub(crate) fn metrics(&self) -> Metrics {
@@ -118,6 +126,7 @@ impl Doors {
             (crate::messages::DELEGATES, of(&self.delegates)),
         ]
         .into();
+        metrics.user_messages_waiting = self.outbox.len() as u64;
         metrics.broadcasts_queued = self.broadcasts_queued.load(Ordering::Relaxed);
         metrics
     }

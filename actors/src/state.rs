@@ -15,14 +15,15 @@ use actix::{Actor, Context, StreamHandler};
 use bytes::Bytes;
 use memberlist_protocol::{
     accusation::Outcome,
+    gate::{Gate, Knock},
     gossip::Piggyback,
-    member::{MAX_META, NodeId, meta_len},
+    member::{MAX_META, MemberState, NodeId, meta_len},
     members::{Change, Decision, Effects, Ignored, Members},
     push_pull::{self, OwnState},
     wire::{
         codec,
-        message::{Dead, Message},
-        state::{Refusal, State},
+        message::{Dead, Message, Remembered},
+        state::{OwnBytes, Refusal, State},
     },
 };
 use rand::{RngExt, rngs::Xoshiro256PlusPlus};
@@ -31,8 +32,9 @@ use smallvec::smallvec;
 use crate::{
     errors::UpdateError,
     inbox::{Alarm, Turn, Turns},
-    messages::{Exchange, Reply, STATE, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
+    messages::{Asker, Exchange, Reply, STATE, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Lost, up},
+    questions::Admit,
     ring::{Shared, now},
     supervisor::Child,
 };
@@ -60,6 +62,7 @@ const RETURNED: u32 = 3;
 pub(crate) struct Kept {
     members: Members,
     own_state: OwnState,
+    gate: Gate,
     merging: VecDeque<Merging>,
     /// Events that have happened and are not told yet.
     outbox: Vec<(u64, Change)>,
@@ -76,6 +79,8 @@ pub(crate) struct Kept {
 
 struct Merging {
     peer: Box<State>,
+    /// The peer itself, if the application has let it in.
+    admitted: Option<NodeId>,
     /// Nothing for a peer that dialled.
     why: Option<Exchange>,
     /// Members when it began.
@@ -88,6 +93,7 @@ impl Kept {
         let interval = members.config().push_pull_interval;
         Self {
             published: members.version(),
+            gate: Gate::new(members.config().admit_queue_depth),
             members,
             own_state: OwnState::default(),
             merging: VecDeque::new(),
@@ -102,11 +108,13 @@ impl Kept {
     fn take_in(
         &mut self,
         peer: Box<State>,
+        admitted: bool,
         why: Option<Exchange>,
         reply: Option<Reply<Result<NodeId, Refusal>>>,
     ) {
         let before = self.members.roster().len();
-        self.merging.push_back(Merging { peer, why, before, reply });
+        let admitted = admitted.then(|| peer.header.from.clone());
+        self.merging.push_back(Merging { peer, admitted, why, before, reply });
     }
 
     /// The farewell that a node which gives up may still send.
@@ -128,7 +136,9 @@ impl NodeState {
 
     fn hear(&self, item: ToState, now: Instant) {
         match item {
-            ToState::Alive(m) => self.judge(now, |members, rng| members.alive(&m, now, rng)),
+            ToState::Alive(alive) => {
+                self.news(Remembered { alive, state: MemberState::Alive }, false, None, now);
+            }
             ToState::Suspect(m) => self.judge(now, |members, rng| members.suspect(&m, now, rng)),
             ToState::Dead(m) => self.judge(now, |members, rng| members.dead(&m, now, rng)),
             ToState::Accuse { id, incarnation, evidence } => {
@@ -137,10 +147,19 @@ impl NodeState {
             ToState::Give { join, reply } => {
                 let _ = reply.send(self.own_state(join));
             }
-            ToState::Merge { peer, why, reply } => self.merge(peer, why, reply),
-            ToState::Exchange { peer, reply } => {
-                let _ = reply.send(self.exchange(peer));
+            ToState::Merge { peer, admitted, why, reply } => self.merge(peer, admitted, why, reply),
+            ToState::Exchange { peer, admitted, reply } => {
+                let answer = self.admit(&peer).map(|()| self.own_state(peer.header.join));
+                if answer.is_ok() && !peer.header.join {
+                    self.kept.borrow_mut().take_in(peer, admitted, None, None);
+                }
+                let _ = reply.send(answer);
             }
+            ToState::Welcome { peer, admitted } => match self.admit(&peer) {
+                Ok(()) => self.kept.borrow_mut().take_in(peer, admitted, None, None),
+                Err(_) => self.ring.counters.drop(Lost::JoinRefused),
+            },
+            ToState::Admitted { name, number, verdict } => self.admitted(&name, number, verdict, now),
             ToState::Update { tags, meta, reply } => {
                 // Together with another update that has come meanwhile it may be too much.
                 let local = self.kept.borrow().members.local().clone();
@@ -183,6 +202,51 @@ impl NodeState {
         match self.decide(rule) {
             Ok(decision) => self.carry_out(decision, now),
             Err(ignored) => self.ring.counters.drop(ignored),
+        }
+    }
+
+    /// News about a member. A newcomer waits until the application has let it in; `admitted` is let in already.
+    fn news(&self, news: Remembered, quiet: bool, admitted: Option<&NodeId>, now: Instant) {
+        match self.decide(|members, rng| members.merge(&news, now, rng)) {
+            Ok(decision) => match decision.introduces() {
+                Some(member) if self.ring.gated && admitted != Some(&member.id) => {
+                    let question = Admit::Member(member.clone());
+                    self.knock(news, quiet, question, now);
+                }
+                _ if quiet => self.carry_out(decision.without_joins(), now),
+                _ => self.carry_out(decision, now),
+            },
+            Err(ignored) => self.ring.counters.drop(ignored),
+        }
+    }
+
+    fn knock(&self, news: Remembered, quiet: bool, question: Admit, now: Instant) {
+        let ring = &self.ring;
+        let name = news.alive.id.shared_name().clone();
+        // Delegates waits for the application; in case that fails, nobody waits for Delegates for ever.
+        let until = now + 2 * ring.config.question_timeout;
+        let knock = self.kept.borrow_mut().gate.knock(news, quiet, until, now);
+        match knock {
+            Knock::Ask(number) => {
+                let asker = Asker::State { name, number };
+                ring.command(&ring.delegates, ToDelegates::Admit { question, asker });
+            }
+            Knock::Asked => ring.counters.drop(Ignored::Asked),
+            Knock::Refused => ring.counters.drop(Ignored::Vetoed),
+            Knock::Crowded => ring.counters.drop(Ignored::GateCrowded),
+        }
+    }
+
+    fn admitted(&self, name: &str, number: u64, verdict: Result<(), String>, now: Instant) {
+        let waited = self.kept.borrow_mut().gate.answer(name, number, verdict.is_ok(), now);
+        let Some(waited) = waited else { return };
+        let id = waited.news.alive.id.clone();
+        match verdict {
+            Ok(()) => self.news(waited.news, waited.quiet, Some(&id), now),
+            Err(reason) => {
+                self.ring.counters.drop(Ignored::Vetoed);
+                tracing::info!(member = %id, reason, "not let in");
+            }
         }
     }
 
@@ -269,37 +333,34 @@ impl NodeState {
         }
     }
 
-    fn own_state(&self, join: bool) -> Bytes {
+    fn own_state(&self, join: bool) -> OwnBytes {
         let Kept { members, own_state, .. } = &mut *self.kept.borrow_mut();
         own_state.get(members, join)
     }
 
     /// A peer that this node dialled has answered with its state.
-    fn merge(&self, peer: Box<State>, why: Exchange, reply: Reply<Result<NodeId, Refusal>>) {
-        let admitted = {
+    fn merge(&self, peer: Box<State>, admitted: bool, why: Exchange, reply: Reply<Result<NodeId, Refusal>>) {
+        let fit = {
             let kept = self.kept.borrow();
             push_pull::admit(&kept.members, &peer.header)
                 .and_then(|()| push_pull::admit_state(kept.members.local(), &peer))
         };
-        match admitted.and_then(|()| self.enough_room(&peer)) {
-            Ok(()) => self.kept.borrow_mut().take_in(peer, Some(why), Some(reply)),
+        match fit.and_then(|()| self.enough_room(&peer)) {
+            Ok(()) => self.kept.borrow_mut().take_in(peer, admitted, Some(why), Some(reply)),
             Err(refusal) => drop(reply.send(Err(refusal))),
         }
     }
 
-    /// A peer that dialled gets the own state, as it is before the peer's is taken in.
-    fn exchange(&self, peer: Box<State>) -> Result<Bytes, Refusal> {
+    /// Whether a peer that dialled is dealt with.
+    fn admit(&self, peer: &State) -> Result<(), Refusal> {
         let sender = peer.sender().map_err(|_| Refusal::Wire)?;
         {
             let kept = self.kept.borrow();
             push_pull::admit(&kept.members, &peer.header)?;
             push_pull::admit_name(&kept.members, &sender.alive)?;
-            push_pull::admit_state(kept.members.local(), &peer)?;
+            push_pull::admit_state(kept.members.local(), peer)?;
         }
-        self.enough_room(&peer)?;
-        let own = self.own_state(peer.header.join);
-        self.kept.borrow_mut().take_in(peer, None, None);
-        Ok(own)
+        self.enough_room(peer)
     }
 
     /// States that wait to be taken in may take four times the memory of the largest one.
@@ -324,11 +385,7 @@ impl NodeState {
             while left > 0 {
                 let Some(remembered) = merging.peer.next_member() else { break };
                 left -= 1;
-                match self.decide(|members, rng| members.merge(&remembered, now, rng)) {
-                    Ok(decision) if quiet => self.carry_out(decision.without_joins(), now),
-                    Ok(decision) => self.carry_out(decision, now),
-                    Err(ignored) => self.ring.counters.drop(ignored),
-                }
+                self.news(remembered, quiet, merging.admitted.as_ref(), now);
             }
             if merging.peer.is_empty() {
                 self.merged(merging, now);
@@ -407,6 +464,8 @@ impl NodeState {
             }
         }
         let mut kept = self.kept.borrow_mut();
+        let unanswered = kept.gate.on_time(now);
+        self.ring.counters.drop_many(Ignored::Vetoed, unanswered);
         if kept.next_push_pull.is_some_and(|at| at <= now) {
             let view = kept.members.view();
             let pace = self.ring.config.push_pull_pace(view.alive_count());
@@ -446,7 +505,10 @@ impl NodeState {
     fn set_alarm(&self, now: Instant) {
         let kept = self.kept.borrow();
         let merging = (!kept.merging.is_empty()).then_some(now);
-        let due = [Some(kept.members.due()), kept.next_push_pull, merging].into_iter().flatten().min();
+        let due = [Some(kept.members.due()), kept.next_push_pull, kept.gate.due(), merging]
+            .into_iter()
+            .flatten()
+            .min();
         self.alarm.set(due);
     }
 }

@@ -1,4 +1,6 @@
-//! What is said over a stream: exchanges of full states, and pings of nodes that do not answer on datagrams.
+//! Streams: frames on them, and what is said over them. Exchanges of full states are in
+//! [`exchanges`](crate::exchanges), bytes of users in [`parcels`](crate::parcels); here are pings of nodes that
+//! do not answer on datagrams.
 //! Each stream is a task of its own, so that a restart of Transport cuts none. Each phase has a time limit.
 
 use std::{io, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
@@ -10,7 +12,6 @@ use memberlist_protocol::{
         WireError, codec,
         frame::StreamKind,
         message::{Ack, Message, Ping},
-        state::State,
     },
 };
 use tokio::{
@@ -20,11 +21,12 @@ use tokio::{
 };
 
 use crate::{
-    errors::JoinError,
+    exchanges,
     inbox::Refused,
-    messages::{Exchange, ToState},
+    messages::ToState,
     metrics::{Lost, up},
     network::Connection,
+    parcels,
     ring::Shared,
     transport::Open,
 };
@@ -40,7 +42,7 @@ impl Drop for Permit {
 
 /// How a stream fails.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub(crate) enum Failure {
     #[error("no answer in time")]
     Timeout,
     #[error("{0}")]
@@ -61,10 +63,11 @@ const SILENT: u32 = 40;
 /// Most bytes of a ping or its answer.
 const MAX_PING: usize = 2048;
 
-struct Line<'a> {
-    ring: &'a Shared,
-    connection: Box<dyn Connection>,
-    limit: Duration,
+pub(crate) struct Line<'a> {
+    pub(crate) ring: &'a Shared,
+    pub(crate) connection: Box<dyn Connection>,
+    /// Time limit of each phase.
+    pub(crate) limit: Duration,
 }
 
 impl Line<'_> {
@@ -72,16 +75,28 @@ impl Line<'_> {
         timeout(limit, io).await.map_err(|_| Failure::Timeout)?.map_err(Failure::Broken)
     }
 
-    async fn write(&mut self, head: &[u8], body: &[u8]) -> Result<(), Failure> {
-        let len = u32::try_from(body.len()).map_err(|_| WireError::TooLong)?.to_le_bytes();
+    /// Says what the stream is for.
+    pub(crate) async fn open(&mut self, kind: StreamKind) -> Result<(), Failure> {
+        let head = self.ring.envelope.open_stream(kind);
+        Self::within(self.limit, self.connection.write_all(&head)).await?;
+        self.ring.counters.stream_bytes_sent.fetch_add(head.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    /// Writes one frame: `body` in parts, with `head` in front of it.
+    pub(crate) async fn write(&mut self, head: &[u8], body: &[&[u8]]) -> Result<(), Failure> {
+        let len: usize = body.iter().map(|part| part.len()).sum();
+        let len_bytes = u32::try_from(len).map_err(|_| WireError::TooLong)?.to_le_bytes();
         let connection = &mut self.connection;
         Self::within(self.limit, async {
-            connection.write_all(&[head, &len].concat()).await?;
-            connection.write_all(body).await?;
+            connection.write_all(&[head, &len_bytes].concat()).await?;
+            for part in body {
+                connection.write_all(part).await?;
+            }
             connection.flush().await
         })
         .await?;
-        self.ring.counters.stream_bytes_sent.fetch_add((head.len() + 4 + body.len()) as u64, Relaxed);
+        self.ring.counters.stream_bytes_sent.fetch_add((head.len() + 4 + len) as u64, Relaxed);
         Ok(())
     }
 
@@ -107,9 +122,19 @@ impl Line<'_> {
         Ok(StreamKind::of(*kind)?)
     }
 
-    async fn frame(&mut self, max: usize) -> Result<Bytes, Failure> {
+    /// The next frame of at most `max` bytes.
+    pub(crate) async fn frame(&mut self, max: usize) -> Result<Bytes, Failure> {
+        self.next_frame(max).await?.ok_or(WireError::Truncated.into())
+    }
+
+    /// The next frame, unless the other side has ended the stream.
+    pub(crate) async fn next_frame(&mut self, max: usize) -> Result<Option<Bytes>, Failure> {
         let mut len = [0; 4];
-        self.read_exact(&mut len).await?;
+        let first = Self::within(self.limit, self.connection.read(&mut len)).await?;
+        if first == 0 {
+            return Ok(None);
+        }
+        self.read_exact(&mut len[first..]).await?;
         let len = u32::from_le_bytes(len) as usize;
         if len > max {
             return Err(WireError::TooLong.into());
@@ -128,7 +153,7 @@ impl Line<'_> {
             }
         }
         self.ring.counters.stream_bytes_received.fetch_add((4 + len) as u64, Relaxed);
-        Ok(body.into())
+        Ok(Some(body.into()))
     }
 
     async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), Failure> {
@@ -142,7 +167,10 @@ impl Line<'_> {
 }
 
 /// Asks NodeState something.
-async fn ask<T>(ring: &Shared, question: impl FnOnce(oneshot::Sender<T>) -> ToState) -> Result<T, Failure> {
+pub(crate) async fn ask<T>(
+    ring: &Shared,
+    question: impl FnOnce(oneshot::Sender<T>) -> ToState,
+) -> Result<T, Failure> {
     let (reply, answer) = oneshot::channel();
     ring.state.command(question(reply)).map_err(|refused| {
         if refused == Refused::Busy {
@@ -156,14 +184,14 @@ async fn ask<T>(ring: &Shared, question: impl FnOnce(oneshot::Sender<T>) -> ToSt
 /// Serves a stream that somebody opened.
 pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Connection>, from: SocketAddr) {
     let mut line = Line { ring: &ring, connection, limit: ring.config.tcp_timeout };
-    if let Err(failure) = served(&ring, &permit.0, &mut line).await {
+    if let Err(failure) = served(&ring, &permit.0, &mut line, from).await {
         count(&ring, &failure);
         tracing::debug!(%from, %failure, "stream dropped");
     }
     drop(permit);
 }
 
-fn count(ring: &Shared, failure: &Failure) {
+pub(crate) fn count(ring: &Shared, failure: &Failure) {
     match failure {
         Failure::Timeout => ring.counters.drop(Lost::StreamTimeout),
         Failure::Broken(_) => ring.counters.drop(Lost::StreamBroken),
@@ -172,15 +200,10 @@ fn count(ring: &Shared, failure: &Failure) {
     }
 }
 
-async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>) -> Result<(), Failure> {
+async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
     match line.kind(open).await? {
-        StreamKind::PushPull => {
-            let bytes = line.frame(ring.config.max_state_size).await?;
-            let Ok(peer) = State::decode(bytes)? else { return Err(WireError::Kind.into()) };
-            peer.sender()?;
-            let answer = ask(ring, |reply| ToState::Exchange { peer: Box::new(peer), reply }).await?;
-            line.write(&[], &answer.unwrap_or_else(State::refuse)).await
-        }
+        StreamKind::PushPull => exchanges::serve(ring, line, from).await,
+        StreamKind::User => parcels::serve(ring, line, from).await,
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;
             let Message::Ping(ping) = codec::decode(&bytes)? else { return Err(WireError::Kind.into()) };
@@ -189,12 +212,16 @@ async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>) -> Result<(), F
             }
             let ack = Message::Ack(Ack { seq: ping.seq, payload: Bytes::new() });
             let bytes = codec::encoded(&ack, MAX_PING).map_err(|_| WireError::TooLong)?;
-            line.write(&[], &bytes).await
+            line.write(&[], &[&bytes]).await
         }
     }
 }
 
-async fn dial(ring: &Shared, addr: SocketAddr, limit: Duration) -> Result<Box<dyn Connection>, Failure> {
+pub(crate) async fn dial(
+    ring: &Shared,
+    addr: SocketAddr,
+    limit: Duration,
+) -> Result<Box<dyn Connection>, Failure> {
     up(&ring.counters.streams_dialled);
     Line::within(limit, ring.endpoint.dial(addr)).await
 }
@@ -214,53 +241,11 @@ pub(crate) async fn ping(
         let from = ring.view.borrow().local().id.clone();
         let ping = Message::Ping(Ping { seq, target, from });
         let bytes = codec::encoded(&ping, MAX_PING).map_err(|_| WireError::TooLong)?;
-        line.write(&ring.envelope.open_stream(StreamKind::Ping), &bytes).await?;
+        line.write(&ring.envelope.open_stream(StreamKind::Ping), &[&bytes]).await?;
         Ok::<_, Failure>(codec::decode(&line.frame(MAX_PING).await?)?)
     };
     match timeout_at(deadline, exchange).await {
         Ok(Ok(Message::Ack(ack))) => ack.seq == seq,
         _ => false,
     }
-}
-
-/// Exchanges full states with whoever is at `addr`, and says who that was once its state is taken in.
-pub(crate) async fn push_pull(
-    ring: &Shared,
-    permit: Permit,
-    addr: SocketAddr,
-    why: Exchange,
-) -> Result<NodeId, JoinError> {
-    let join = why == Exchange::Join;
-    let limit = ring.config.tcp_timeout;
-    let own = ask(ring, |reply| ToState::Give { join, reply }).await.map_err(|_| JoinError::Lost)?;
-    let connection = dial(ring, addr, limit).await.map_err(|failure| match failure {
-        Failure::Timeout => JoinError::Timeout,
-        failure => JoinError::Unreachable(addr, failure.to_string()),
-    })?;
-    let mut line = Line { ring, connection, limit };
-    let exchanged = async {
-        line.write(&ring.envelope.open_stream(StreamKind::PushPull), &own).await?;
-        let answer = State::decode(line.frame(ring.config.max_state_size).await?)?;
-        if let Ok(peer) = &answer {
-            peer.sender()?;
-        }
-        Ok(answer)
-    };
-    let answer = exchanged.await.map_err(|failure| {
-        count(ring, &failure);
-        match failure {
-            Failure::Timeout => JoinError::Timeout,
-            Failure::Broken(_) | Failure::Wire(WireError::Truncated) => JoinError::NoAnswer(addr),
-            failure => JoinError::Garbled(addr, failure.to_string()),
-        }
-    })?;
-    drop((line, permit));
-    let peer = answer.map_err(JoinError::Refused)?;
-    if peer.header.from == ring.view.borrow().local().id {
-        return Err(JoinError::Oneself);
-    }
-    ask(ring, |reply| ToState::Merge { peer: Box::new(peer), why, reply })
-        .await
-        .map_err(|_| JoinError::Lost)?
-        .map_err(JoinError::Refused)
 }

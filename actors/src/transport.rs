@@ -19,16 +19,22 @@ use memberlist_protocol::{
     member::{MAX_INCARNATION_STEP, NodeId, canonical},
     members::Ignored,
     probe::Unheard,
-    wire::{WireError, codec, message::Message},
+    wire::{
+        WireError, codec,
+        frame::{PART_OVERHEAD, Packer},
+        message::Message,
+    },
 };
 use tokio::time::Instant;
 
 use crate::{
     errors::JoinError,
+    exchanges,
     inbox::{Alarm, Turn, Turns},
     messages::{Exchange, TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
     network::Connection,
+    parcels,
     ring::Shared,
     streams::{self, Permit},
     supervisor::Child,
@@ -36,6 +42,9 @@ use crate::{
 
 /// Datagrams that are taken from the network in one turn. What waits longer waits in the kernel.
 const RECEIVED_PER_TURN: usize = 32;
+
+/// Packets of users that leave in one turn.
+const CASTS_PER_TURN: usize = 32;
 
 /// Largest datagram there is.
 const MAX_DATAGRAM: usize = 65_536;
@@ -94,6 +103,11 @@ impl Open {
     /// Whether others may be waiting to be accepted, for whom there is no room.
     pub(crate) fn is_crowded(&self) -> bool {
         self.crowded.get()
+    }
+
+    /// Whether there is room for one more stream that is not the node's own.
+    fn has_room_for_others(&self) -> bool {
+        self.now.get() < self.for_others()
     }
 
     /// Room for one more stream.
@@ -178,7 +192,7 @@ impl Transport {
                 let Some(permit) = self.permit() else { return };
                 let ring = self.ring.clone();
                 self.ring.spawn("push/pull", async move {
-                    if let Err(error) = streams::push_pull(&ring, permit, addr, why).await {
+                    if let Err(error) = exchanges::push_pull(&ring, permit, addr, why).await {
                         tracing::debug!(%addr, %error, "no exchange of states");
                     }
                 });
@@ -195,7 +209,7 @@ impl Transport {
                         biased;
                         // Nobody waits any more: the join was dropped, or its time is up.
                         () = reply.closed() => return,
-                        joined = streams::push_pull(&ring, permit, addr, Exchange::Join) => joined,
+                        joined = exchanges::push_pull(&ring, permit, addr, Exchange::Join) => joined,
                     };
                     let _ = reply.send(joined);
                 });
@@ -229,6 +243,48 @@ impl Transport {
                 }
                 false
             }
+        }
+    }
+
+    /// Sends what users have to say in datagrams, as much as one turn has time for. Messages for one address
+    /// that follow each other share a packet.
+    fn send_casts(&self) {
+        let ring = &self.ring;
+        let mut buf = Vec::new();
+        let mut next = ring.outbox.next_cast();
+        for _ in 0..CASTS_PER_TURN {
+            let Some((to, message)) = next.take() else { return };
+            buf.resize(ring.config.udp_buffer_size, 0);
+            let mut packer = Packer::new(&ring.envelope, &mut buf);
+            if !packer.push_encoded(&message) {
+                ring.counters.drop(Lost::NoRoom);
+            }
+            next = ring.outbox.next_cast();
+            while let Some((_, message)) = next
+                .take_if(|(other, message)| *other == to && packer.room() >= PART_OVERHEAD + message.len())
+            {
+                packer.push_encoded(&message);
+                next = ring.outbox.next_cast();
+            }
+            if let Some(packet) = packer.finish() {
+                self.send(to, &packet, None);
+            }
+        }
+        if let Some((to, message)) = next {
+            ring.outbox.put_back(to, message);
+        }
+    }
+
+    /// Runs a task for each peer for which users' bytes wait, while there is room for its stream.
+    fn run_lanes(&self) {
+        loop {
+            let open = self.kept.borrow().open.clone();
+            if !open.has_room_for_others() {
+                return;
+            }
+            let Some(lane) = self.ring.outbox.next_lane() else { return };
+            let Some(permit) = open.permit() else { return };
+            self.ring.spawn("parcels", parcels::run(self.ring.clone(), permit, lane));
         }
     }
 
@@ -300,6 +356,7 @@ impl Transport {
             Message::Dead(m) if self.is_about_self(&m.id) => self.accused(m.incarnation, ToState::Dead(m)),
             Message::Dead(m) => ring.news(&ring.state, ToState::Dead(m)),
             Message::User(m) => ring.news(&ring.delegates, ToDelegates::User(m)),
+            Message::Direct(message) => ring.news(&ring.delegates, ToDelegates::Direct { message, from }),
         }
     }
 
@@ -362,7 +419,8 @@ impl Transport {
             }
             kept.open.crowded.set(kept.open.now.get() + kept.accepted.len() >= kept.open.for_others());
             *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
-            readable || !kept.accepted.is_empty()
+            let users = ring.outbox.is_ready(kept.open.has_room_for_others(), cx.waker());
+            readable || users || !kept.accepted.is_empty()
         })
     }
 }
@@ -384,6 +442,9 @@ impl Child for Transport {
 impl StreamHandler<Turn> for Transport {
     fn handle(&mut self, _: Turn, _: &mut Context<Self>) {
         self.ring.turn(TRANSPORT, &self.ring.transport, |item| self.hear(item));
+        self.ring.hooks.strike(TRANSPORT, "outbox");
+        self.send_casts();
+        self.run_lanes();
         self.serve_accepted();
         let mut kept = self.kept.borrow_mut();
         kept.reading.lapse();

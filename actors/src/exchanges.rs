@@ -1,0 +1,189 @@
+//! The exchange of full states over a stream, from both sides, with what the applications share and may veto.
+//!
+//! ```text
+//! there:  state        back:  state, or a refusal
+//! there:  nothing, or a refusal          (a join only: the other side takes the joiner in once it has this)
+//! ```
+//!
+//! A join is a matter of both sides: without the last word, a joiner whose application says no would be a
+//! member of a cluster that it is not in.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant as StdInstant};
+
+use bytes::Bytes;
+use memberlist_protocol::{
+    member::{Member, NodeId, canonical},
+    wire::{
+        WireError,
+        frame::StreamKind,
+        message::Remembered,
+        state::{OwnBytes, Refusal, State},
+    },
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    errors::JoinError,
+    messages::{Asker, Exchange, ToDelegates, ToState},
+    metrics::Lost,
+    questions::Admit,
+    ring::{Shared, now},
+    streams::{Failure, Line, Permit, ask, count, dial},
+};
+
+/// Longest refusal: a number and a reason.
+const MAX_REFUSAL: usize = 1024;
+
+/// Serves a peer that has dialled.
+pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
+    let bytes = line.frame(ring.config.max_state_size).await?;
+    let Ok(peer) = State::decode(bytes)? else { return Err(WireError::Kind.into()) };
+    peer.sender()?;
+    let (joining, user, id) = (peer.header.join, peer.user.clone(), peer.header.from.clone());
+    let answer = match admit(ring, &peer, from).await {
+        Ok(admitted) => {
+            let peer = Box::new(peer.clone());
+            ask(ring, |reply| ToState::Exchange { peer, admitted, reply }).await?.map(|own| (own, admitted))
+        }
+        Err(refusal) => Err(refusal),
+    };
+    let admitted = match answer {
+        Ok((own, admitted)) => {
+            let shared = export(ring, joining).await;
+            let head = State::head(&own.header, shared.len());
+            line.write(&[], &[&head, &own.members, &shared]).await?;
+            admitted
+        }
+        Err(refusal) => {
+            tracing::debug!(%from, node = %id, %refusal, "an exchange was refused");
+            return line.write(&[], &[&State::refuse(refusal)]).await;
+        }
+    };
+    if joining {
+        let last_word = line.frame(MAX_REFUSAL).await?;
+        if !last_word.is_empty() {
+            let refusal = State::decode(last_word)?.err().ok_or(WireError::Kind)?;
+            ring.counters.drop(Lost::JoinRefused);
+            tracing::debug!(%from, node = %id, %refusal, "a joiner has thought better of it");
+            return Ok(());
+        }
+        ring.command(&ring.state, ToState::Welcome { peer: Box::new(peer), admitted });
+    }
+    merge_shared(ring, id, joining, user);
+    Ok(())
+}
+
+/// Exchanges full states with whoever is at `addr`, and says who that was once its state is taken in.
+pub(crate) async fn push_pull(
+    ring: &Shared,
+    permit: Permit,
+    addr: SocketAddr,
+    why: Exchange,
+) -> Result<NodeId, JoinError> {
+    let join = why == Exchange::Join;
+    let limit = ring.config.tcp_timeout;
+    let own: OwnBytes =
+        ask(ring, |reply| ToState::Give { join, reply }).await.map_err(|_| JoinError::Lost)?;
+    let shared = export(ring, join).await;
+    let connection = dial(ring, addr, limit).await.map_err(|failure| match failure {
+        Failure::Timeout => JoinError::Timeout,
+        failure => JoinError::Unreachable(addr, failure.to_string()),
+    })?;
+    let mut line = Line { ring, connection, limit };
+    let exchanged = async {
+        let head = State::head(&own.header, shared.len());
+        let open = ring.envelope.open_stream(StreamKind::PushPull);
+        line.write(&open, &[&head, &own.members, &shared]).await?;
+        let answer = State::decode(line.frame(ring.config.max_state_size).await?)?;
+        if let Ok(peer) = &answer {
+            peer.sender()?;
+        }
+        Ok(answer)
+    };
+    let answer = exchanged.await.map_err(|failure| {
+        count(ring, &failure);
+        match failure {
+            Failure::Timeout => JoinError::Timeout,
+            Failure::Broken(_) | Failure::Wire(WireError::Truncated) => JoinError::NoAnswer(addr),
+            failure => JoinError::Garbled(addr, failure.to_string()),
+        }
+    })?;
+    let peer = answer.map_err(JoinError::Refused)?;
+    if peer.header.from == ring.view.borrow().local().id {
+        return Err(JoinError::Oneself);
+    }
+    let (id, user) = (peer.header.from.clone(), peer.user.clone());
+    let taken_in = match admit(ring, &peer, addr).await {
+        Ok(admitted) => {
+            let peer = Box::new(peer);
+            ask(ring, |reply| ToState::Merge { peer, admitted, why, reply })
+                .await
+                .map_err(|_| JoinError::Lost)?
+        }
+        Err(refusal) => Err(refusal),
+    };
+    if join {
+        let last_word = taken_in.as_ref().err().map(|refusal| State::refuse(refusal.clone()));
+        let said = line.write(&[], &[last_word.as_deref().unwrap_or_default()]).await;
+        if let Err(failure) = said {
+            count(ring, &failure);
+        }
+    }
+    drop((line, permit));
+    taken_in.map_err(JoinError::Refused)?;
+    merge_shared(ring, id.clone(), join, user);
+    Ok(id)
+}
+
+/// Asks the application about a join, and about the peer itself if it is a newcomer. Says whether it was asked
+/// about the peer.
+async fn admit(ring: &Shared, peer: &State, addr: SocketAddr) -> Result<bool, Refusal> {
+    if !ring.gated {
+        return Ok(false);
+    }
+    let members = |remembered: Remembered| Arc::new(member(remembered, now()));
+    if peer.header.join {
+        let members = peer.members().map(members).collect();
+        veto(ring, Admit::Merge { from: addr, members }).await?;
+    }
+    let sender = peer.sender().map_err(|_| Refusal::Wire)?;
+    let known = {
+        let view = ring.view.borrow();
+        let held = view.get(sender.alive.id.name());
+        held.is_some_and(|held| {
+            held.id == sender.alive.id && held.addr == canonical(sender.alive.addr) && held.state.is_present()
+        })
+    };
+    if known {
+        return Ok(false);
+    }
+    veto(ring, Admit::Member(members(sender))).await?;
+    Ok(true)
+}
+
+/// A member as another node tells of it.
+fn member(Remembered { alive, state }: Remembered, now: StdInstant) -> Member {
+    let mut member = alive.into_member(now);
+    member.state = state;
+    member
+}
+
+async fn veto(ring: &Shared, question: Admit) -> Result<(), Refusal> {
+    let (reply, verdict) = oneshot::channel();
+    ring.command(&ring.delegates, ToDelegates::Admit { question, asker: Asker::Stream(reply) });
+    let lost = || Err("the question was lost".to_owned());
+    verdict.await.unwrap_or_else(|_| lost()).map_err(Refusal::Vetoed)
+}
+
+/// What the application shares; nothing, if the question is lost.
+async fn export(ring: &Shared, joining: bool) -> Bytes {
+    let (reply, shared) = oneshot::channel();
+    ring.command(&ring.delegates, ToDelegates::Export { joining, reply });
+    shared.await.unwrap_or_default()
+}
+
+fn merge_shared(ring: &Shared, from: NodeId, joining: bool, shared: Bytes) {
+    if !shared.is_empty() {
+        ring.command(&ring.delegates, ToDelegates::MergeShared { from, joining, shared });
+    }
+}
