@@ -12,9 +12,10 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Context, Handler};
+use actix::{Actor, Context, Handler, MessageResult};
 use actix_memberlist::{
-    Broadcast, Cluster, Config, Evidence, MemberEvent, NodeEvent, Replay, RestartPolicy, Until, UserBytes,
+    Admit, Broadcast, Cluster, Config, Evidence, Export, MemberEvent, Merge, NodeEvent, Replay,
+    RestartPolicy, SharedState, Until, UserBytes,
     network::{Endpoint, Network},
     testing::{Pair, Strikes},
 };
@@ -75,6 +76,31 @@ impl Handler<UserBytes> for Listener {
     }
 }
 
+impl Handler<Admit> for Listener {
+    type Result = Result<(), String>;
+    fn handle(&mut self, _: Admit, _: &mut Context<Self>) -> Self::Result {
+        Ok(())
+    }
+}
+
+impl Handler<Export> for Listener {
+    type Result = MessageResult<Export>;
+    fn handle(&mut self, _: Export, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(Bytes::from_static(b"state"))
+    }
+}
+
+impl Handler<Merge> for Listener {
+    type Result = ();
+    fn handle(&mut self, _: Merge, _: &mut Context<Self>) {
+        self.events.set(self.events.get() + 1);
+    }
+}
+
+impl SharedState for Listener {
+    const KEY: &'static str = "listener/1";
+}
+
 /// Notes what a peer says of the struck node.
 struct Judge {
     peer: usize,
@@ -123,7 +149,12 @@ impl Stage {
         let mut world = World::new(seed, config(restarts));
         for i in 0..NODES {
             let builder = world.builder(i);
-            let builder = if i == STRUCK { builder.strikes(strikes.clone()) } else { builder };
+            let builder = if i == STRUCK {
+                let gate = Listener { events: Rc::default() }.start();
+                builder.strikes(strikes.clone()).admit(gate.recipient())
+            } else {
+                builder
+            };
             world.nodes.push(builder.start().await.expect("a node starts"));
         }
         for node in &world.nodes[1..] {
@@ -134,6 +165,8 @@ impl Stage {
             assert_eq!(node.ready(Until::Members(NODES), PATIENCE).await, Ok(true));
             let judge = Judge { peer, verdicts: verdicts.clone() }.start();
             node.subscribe(judge.recipient(), Replay::None).expect("it runs").detach();
+            let listener = Listener { events: Rc::default() }.start();
+            node.share(listener).expect("it runs").detach();
         }
         let outsider =
             world.network.bind(SocketAddr::from(([10, 9, 9, 9], 1))).await.expect("a free address");
@@ -172,10 +205,18 @@ impl Stage {
         let subscriptions = (
             node.subscribe(listener.clone().recipient(), Replay::Snapshot),
             node.subscribe_node(listener.clone().recipient()),
-            node.serve_bytes(listener.recipient()),
+            node.serve_bytes(listener.clone().recipient()),
         );
-        sleep(Duration::from_millis(5)).await;
-        drop(subscriptions);
+        let sharing = node.share(listener);
+        let id = node.view().local().id.clone();
+        if let Some(peer) = self.world.nodes[round % STRUCK].peer(&id) {
+            peer.cast_bytes(Bytes::from_static(b"cast")).map_err(|e| e.to_string())?;
+            let sent = peer.send_bytes(Bytes::from_static(b"sent")).map_err(|e| e.to_string())?;
+            let _ = answered("send", sent).await?;
+        }
+        // As long as it takes to exchange states.
+        sleep(if round.is_multiple_of(16) { Duration::from_secs(5) } else { Duration::from_millis(5) }).await;
+        drop((subscriptions, sharing));
         let spread =
             node.broadcast_bytes(Broadcast::new("from the struck one")).map_err(|e| e.to_string())?;
         let _ = answered("broadcast", spread).await?;

@@ -105,7 +105,7 @@ fn clusters_with_different_labels_do_not_meet() {
 #[test]
 fn a_broadcast_reaches_each_node_once_and_a_newer_one_of_its_name_replaces_it() {
     paused(async {
-        let world = World::cluster(2, Config::lan(), 20).await;
+        let world = World::cluster(2, Config { max_message_size: 4000, ..Config::lan() }, 20).await;
         let mut heard: Vec<_> = world.nodes.iter().map(user_bytes).collect();
         sleep(Duration::from_secs(1)).await;
         let named = |text: &'static str| Broadcast { name: Some("n".into()), ..Broadcast::new(text) };
@@ -120,7 +120,7 @@ fn a_broadcast_reaches_each_node_once_and_a_newer_one_of_its_name_replaces_it() 
             assert_eq!(all, expected, "node {i}");
         }
         let error = world.nodes[0].broadcast_bytes(Broadcast::new(vec![0; 5000])).unwrap_err();
-        assert!(error.to_string().contains("5000 bytes; at most 13"), "{error}");
+        assert!(error.to_string().contains("5000 bytes; at most 4000"), "{error}");
     });
 }
 
