@@ -114,8 +114,8 @@ impl<T> Gossip<T> {
         self.users.max_len()
     }
 
-    /// A packet with `messages` in front, and what waits behind them when it is to travel along. Nothing if
-    /// the messages do not fit.
+    /// A packet with `messages` in front, and what waits behind them when it is to travel along. The first of
+    /// them has to go; the others go as far as there is room. Nothing if the first does not fit.
     pub fn packet_with(
         &mut self,
         messages: &[Message],
@@ -124,8 +124,12 @@ impl<T> Gossip<T> {
         ended: impl FnMut(Option<T>, End),
     ) -> Option<Bytes> {
         let mut packer = Packer::new(&self.envelope, &mut self.buf);
-        if !messages.iter().all(|message| packer.push(message)) {
+        let (first, others) = messages.split_first()?;
+        if !packer.push(first) {
             return None;
+        }
+        for message in others {
+            packer.push(message);
         }
         if piggyback == Piggyback::Yes {
             fill(&mut self.news, &mut self.users, &mut packer, limit, ended);

@@ -46,6 +46,7 @@ impl ClusterBuilder {
             plaintext: false,
             meta: Bytes::new(),
             tags: Tags::new(),
+            ping_payload: Bytes::new(),
             network: Arc::new(SystemNetwork),
             seed: None,
             watchdog: true,
@@ -96,6 +97,12 @@ impl ClusterBuilder {
     /// key and its value.
     pub fn tag(mut self, k: impl Into<String>, v: impl Into<String>) -> Self {
         self.plan.tags.insert(k.into(), v.into());
+        self
+    }
+
+    /// What comes with the node's answers to pings, at most 512 bytes; see [`Cluster::set_ping_payload`].
+    pub fn ping_payload(mut self, p: impl Into<Bytes>) -> Self {
+        self.plan.ping_payload = p.into();
         self
     }
 

@@ -1,13 +1,17 @@
 //! **Delegates** stands between the node and its users' actors. It hears events from NodeState and users'
 //! broadcasts from Transport, and puts them into a queue for each subscriber; pumps empty these.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use actix::{Actor, Context, StreamHandler};
 use memberlist_protocol::{gossip::Seen, members::Change, view::View, wire::message::UserBroadcast};
 
 use crate::{
-    events::{MemberEvent, Replay, Sender, UserBytes},
+    events::{MemberEvent, Pinged, Replay, Sender, UserBytes},
     inbox::{Alarm, Turn, Turns},
     messages::{DELEGATES, ToDelegates, ToQueue},
     metrics::Lost,
@@ -20,6 +24,7 @@ use crate::{
 pub(crate) struct Kept {
     subscribers: Vec<(u64, Arc<Queue<MemberEvent>>)>,
     servers: Vec<(u64, Arc<Queue<UserBytes>>)>,
+    listeners: Vec<(u64, Arc<Queue<Pinged>>)>,
     /// The view after the last event that was told.
     view: View,
     seen: Seen,
@@ -27,7 +32,13 @@ pub(crate) struct Kept {
 
 impl Kept {
     pub(crate) fn new(view: View) -> Self {
-        Self { subscribers: Vec::new(), servers: Vec::new(), view, seen: Seen::default() }
+        Self {
+            subscribers: Vec::new(),
+            servers: Vec::new(),
+            listeners: Vec::new(),
+            view,
+            seen: Seen::default(),
+        }
     }
 
     /// Lets the subscribers take what waits for them, and then end.
@@ -36,6 +47,9 @@ impl Kept {
             queue.close();
         }
         for (_, queue) in self.servers.drain(..) {
+            queue.close();
+        }
+        for (_, queue) in self.listeners.drain(..) {
             queue.close();
         }
     }
@@ -62,12 +76,23 @@ impl Delegates {
                 }
                 self.run(serving.pump.take());
             }
+            ToDelegates::Listen(mut listening) => {
+                if let Some(queue) = listening.queue.take() {
+                    self.kept.borrow_mut().listeners.push((listening.number, queue));
+                }
+                self.count_listeners();
+                self.run(listening.pump.take());
+            }
+            ToDelegates::Pinged(pinged) => self.pinged(&pinged),
             ToDelegates::Run(pump) => self.run(Some(pump)),
             ToDelegates::Work(work) => self.ring.spawn("work", work),
             ToDelegates::Unsubscribe { number } => {
                 let mut kept = self.kept.borrow_mut();
                 retain_others(&mut kept.subscribers, number);
                 retain_others(&mut kept.servers, number);
+                retain_others(&mut kept.listeners, number);
+                drop(kept);
+                self.count_listeners();
             }
         }
     }
@@ -93,6 +118,21 @@ impl Delegates {
             }
         }
         kept.view = view;
+    }
+
+    fn pinged(&self, pinged: &Pinged) {
+        self.kept.borrow_mut().listeners.retain(|(_, queue)| !queue.is_closed());
+        self.count_listeners();
+        for (_, queue) in &self.kept.borrow().listeners {
+            if !queue.push(pinged.clone(), pinged.payload.len()) {
+                self.ring.counters.drop(Lost::PingUnheard);
+            }
+        }
+    }
+
+    /// As long as nobody listens, FailureDetector says nothing.
+    fn count_listeners(&self) {
+        self.ring.listeners.store(self.kept.borrow().listeners.len(), Relaxed);
     }
 
     /// Events that an instance before this one has lost are made good by a snapshot.

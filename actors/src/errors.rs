@@ -95,8 +95,9 @@ pub struct Stopped;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
-    /// Metadata and tags do not fit into what they share. Nothing has changed.
-    #[error("metadata and tags take {len} bytes; at most {max} are allowed")]
+    /// Metadata and tags do not fit into what they share, or a ping's payload does not fit. Nothing has
+    /// changed.
+    #[error("it takes {len} bytes; at most {max} are allowed")]
     TooLarge {
         /// Bytes on the wire.
         len: usize,
@@ -143,6 +144,24 @@ impl From<TooLarge> for SendError {
     }
 }
 
+/// A question has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// It was not taken.
+    #[error("not asked: {0}")]
+    Send(SendError),
+    /// It was taken, and has not got through.
+    #[error(transparent)]
+    NotSent(NotSent),
+    /// There was no answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The name or the address is no node's. Nothing was asked.
+    #[error("no node can be asked there: {0}")]
+    Target(MemberError),
+}
+
 /// A message that was taken has not got through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -162,6 +181,9 @@ pub enum Cause {
     /// There was no room.
     #[error("no room")]
     Busy,
+    /// The network did not take it.
+    #[error("the network did not take it")]
+    Network,
     /// A newer broadcast has replaced it.
     #[error("replaced by a newer one")]
     Invalidated,

@@ -146,6 +146,27 @@ pub enum NodeEvent {
     Stopped,
 }
 
+/// A member has answered one of this node's probes. Only answers to the direct ping count that came within
+/// [`Config::probe_timeout`](crate::Config::probe_timeout): a later one, one that another member passed on, or
+/// one over a stream, says little about the way between the two.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+#[non_exhaustive]
+pub struct Pinged {
+    /// The member, as it is known now.
+    pub member: Arc<Member>,
+    /// Time from the ping to its answer.
+    pub rtt: Duration,
+    /// What it has set with `set_ping_payload`, at most 512 bytes.
+    pub payload: Bytes,
+}
+
+impl Pinged {
+    pub(crate) fn new(member: Arc<Member>, rtt: Duration, payload: Bytes) -> Self {
+        Self { member, rtt, payload }
+    }
+}
+
 /// Bytes that a user of another node has sent.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]

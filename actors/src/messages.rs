@@ -18,8 +18,8 @@ use smallvec::SmallVec;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    errors::{JoinError, NotSent, UpdateError},
-    events::{MemberEvent, UserBytes},
+    errors::{AskError, JoinError, NotSent, UpdateError},
+    events::{MemberEvent, Pinged, UserBytes},
     inbox::Item,
     pump::{Pump, Subscribing},
 };
@@ -109,6 +109,8 @@ pub(crate) enum ToDetector {
     Nack(Nack),
     /// From a stream: the ping over it has ended.
     StreamPinged { seq: u32, answered: bool },
+    /// From the handle: is somebody of that name there?
+    Ask { name: Arc<str>, addr: SocketAddr, reply: Reply<Result<Duration, AskError>> },
     /// From Transport: a ping could not be sent.
     SendFailed { seq: u32 },
     /// From NodeState: a member is new.
@@ -124,6 +126,7 @@ impl Item for ToDetector {
         Ack(_) => "ack",
         Nack(_) => "nack",
         StreamPinged {} => "stream_pinged",
+        Ask {} => "ask",
         SendFailed {} => "send_failed",
         Newcomer {} => "newcomer",
         Doubt () => "doubt",
@@ -218,6 +221,10 @@ pub(crate) enum ToDelegates {
     Subscribe(Subscribing<MemberEvent>),
     /// From the handle: somebody wants users' bytes.
     Serve(Subscribing<UserBytes>),
+    /// From the handle: somebody wants to know of answered probes.
+    Listen(Subscribing<Pinged>),
+    /// From FailureDetector, if somebody wants to know: a member has answered.
+    Pinged(Pinged),
     /// From the handle: somebody wants what the supervisor tells, and needs a pump for it.
     Run(Pump),
     /// From the handle: something to be done on the node's thread, which ends with the node.
@@ -232,6 +239,8 @@ impl Item for ToDelegates {
         User(_) => "user",
         Subscribe(_) => "subscribe",
         Serve(_) => "serve",
+        Listen(_) => "listen",
+        Pinged(_) => "pinged",
         Run(_) => "run",
         Work(_) => "work",
         Unsubscribe {} => "unsubscribe",

@@ -36,6 +36,8 @@ pub(crate) enum Lost {
     NoHandler,
     /// A user's broadcast whose handler has too much to do.
     HandlerBusy,
+    /// An answered probe that a subscriber had no room for.
+    PingUnheard,
     /// A subscriber that lagged behind, and got a snapshot instead of events.
     SubscriberLagged,
     /// A message whose handler panicked.
@@ -47,7 +49,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    const ALL: [(Self, &'static str); 16] = [
+    const ALL: [(Self, &'static str); 17] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -60,6 +62,7 @@ impl Lost {
         (Self::SeenBroadcast, "seen_broadcast"),
         (Self::NoHandler, "no_handler"),
         (Self::HandlerBusy, "handler_busy"),
+        (Self::PingUnheard, "ping_unheard"),
         (Self::SubscriberLagged, "subscriber_lagged"),
         (Self::Panicked, "panicked"),
         (Self::ReadFailed, "read_failed"),

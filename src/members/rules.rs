@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use rand::{Rng, RngExt};
+use rand::Rng;
 use smallvec::SmallVec;
 
 use super::{
@@ -348,7 +348,7 @@ impl Members {
         match incarnation.checked_add(1) {
             Some(next) => local.incarnation = next,
             None => {
-                local.id = NodeId::new(local.id.shared_name().clone(), rng.random());
+                local.id = NodeId::drawn(local.id.shared_name().clone(), rng);
                 local.incarnation = 1;
             }
         }

@@ -97,7 +97,7 @@ fn a_ping_that_is_answered_ends_the_round_and_is_measured() {
     assert!(bench.detector.expects(ping.seq));
     bench.now += ms(20);
     let measured = bench.ack(ping.seq).unwrap();
-    assert_eq!(measured, Some(Action::Measured { id: ping.target, rtt: ms(20) }));
+    assert_eq!(measured, Some(Action::Measured { id: ping.target, rtt: ms(20), payload: Bytes::new() }));
     assert_eq!(bench.ack(ping.seq), Err(Unheard::UnknownSequence), "an answer counts once");
     assert_eq!(
         bench.detector.due(),

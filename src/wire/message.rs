@@ -58,7 +58,7 @@ impl Message {
 pub struct Ping {
     /// What the answer has to repeat. It cannot be guessed.
     pub seq: u32,
-    /// Who is meant. Another run of the name does not answer.
+    /// Who is meant. Another name does not answer, nor does another run, unless it is [`NodeId::ANY_RUN`].
     pub target: NodeId,
     /// Who asks.
     pub from: NodeId,
@@ -82,8 +82,14 @@ pub struct IndirectPing {
 pub struct Ack {
     /// The number of the ping.
     pub seq: u32,
-    /// What the answering node sends along.
+    /// What the answering node sends along, at most [`Ack::MAX_PAYLOAD`] bytes. Only a direct ping of a
+    /// member gets any.
     pub payload: Bytes,
+}
+
+impl Ack {
+    /// Bytes that may travel along: with the longest label they fit into the smallest packet.
+    pub const MAX_PAYLOAD: usize = 512;
 }
 
 /// A helper's word that the target has not answered it so far. An [`Ack`] may still follow.
