@@ -23,7 +23,7 @@ pub enum Evidence {
     PushPull,
     /// Gossip that does not say more.
     Hearsay,
-    /// An operator declared it gone.
+    /// It was dead, and an operator declared it to have left.
     ForceLeave,
     /// It said so itself.
     Announced,
@@ -87,18 +87,19 @@ impl History {
     /// Notes a new accusation, or what has become of the open one.
     pub fn note(&mut self, member: &NodeId, accusation: &Accusation, outcome: Outcome) {
         let why = self.entry(member);
-        match why.accusations.last_mut() {
-            Some((last, state @ Outcome::Open)) => {
+        if let Some((last, state @ Outcome::Open)) = why.accusations.last_mut() {
+            let same = last.by == accusation.by && last.evidence == accusation.evidence;
+            *state = outcome;
+            if same {
                 last.confirmed_by.clone_from(&accusation.confirmed_by);
-                *state = outcome;
-            }
-            _ => {
-                if why.accusations.len() == PER_MEMBER {
-                    why.accusations.remove(0);
-                }
-                why.accusations.push((accusation.clone(), outcome));
+                return;
             }
         }
+        // Another word than the open one has ended it: that one is to be seen, too.
+        if why.accusations.len() == PER_MEMBER {
+            why.accusations.remove(0);
+        }
+        why.accusations.push((accusation.clone(), outcome));
     }
 
     /// Notes that the open accusation against `member` was refuted.

@@ -642,18 +642,19 @@ impl Detector {
     }
 }
 
-/// What a member is to be told that is held for suspect or dead: it hears of it first, and can refute at once
-/// (Lifeguard's buddy system). Whoever is pinged by somebody dead knows best that it runs.
+/// What a member is to be told that is held for suspect or gone: it hears of it first, and can refute at once
+/// (Lifeguard's buddy system). Whoever is pinged by somebody dead knows best that it runs; one that is held for
+/// left may have been declared so by an operator, and no gossip reaches it.
 fn accusation(member: &Member, local: &Member) -> Option<Message> {
     let (id, incarnation) = (member.id.clone(), member.incarnation);
     let (from, evidence) = (local.id.shared_name().clone(), Evidence::Hearsay);
     match member.state {
         MemberState::Suspect => Some(Message::Suspect(Suspect { id, incarnation, from, evidence })),
-        MemberState::Dead => {
+        MemberState::Dead | MemberState::Left => {
             let (by, confirmed_by) = (from.clone(), Vec::new());
             Some(Message::Dead(Dead { id, incarnation, from, by, confirmed_by, evidence }))
         }
-        MemberState::Alive | MemberState::Left => None,
+        MemberState::Alive => None,
     }
 }
 

@@ -188,6 +188,10 @@ impl Handle {
         self.tell_state(|reply| ToState::Update { tags, meta, reply }).await
     }
 
+    pub(crate) async fn force_leave(&self, name: String) -> Result<(), UpdateError> {
+        self.tell_state(|reply| ToState::ForceLeave { name, reply }).await
+    }
+
     async fn tell_state(
         &self,
         what: impl FnOnce(Reply<Result<(), UpdateError>>) -> ToState,
@@ -382,6 +386,21 @@ impl Cluster {
     /// [`AskError::Send`] when more than 1,024 pings wait for their answers, or after a shutdown.
     pub async fn ping(&self, name: &str, addr: SocketAddr) -> Result<Duration, AskError> {
         self.handle().ping(name, addr).await
+    }
+
+    /// Declares a dead member to have left: it will not come back. All nodes are told, and count it as left
+    /// from then on, with [`Evidence::ForceLeave`](crate::Evidence::ForceLeave); its name may be taken at any
+    /// address. Saying it of one that has left is fine.
+    ///
+    /// The word does not keep anybody out. If the member runs after all, as on the other side of a partition,
+    /// it hears of the word when the two sides meet, refutes it as any accusation, and is back with a higher
+    /// incarnation; so is one that is started again. On that side it may count as left for a moment.
+    ///
+    /// # Errors
+    /// [`UpdateError::Unknown`], [`UpdateError::StillAlive`] for one that is alive or suspect here, and for
+    /// this node itself; [`UpdateError::Left`] when this node has left. Nothing has changed then.
+    pub async fn force_leave(&self, name: &str) -> Result<(), UpdateError> {
+        self.handle().force_leave(name.to_owned()).await
     }
 
     /// Leaves the cluster: the others hold this node for left, not for dead. It is done when the farewell is

@@ -91,7 +91,7 @@ fn list(failed: &[(String, JoinError)]) -> String {
 #[error("the node has stopped")]
 pub struct Stopped;
 
-/// This node could not say something else about itself.
+/// This node could not say something else about itself, or about a dead member.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
@@ -107,6 +107,12 @@ pub enum UpdateError {
     /// The node has left.
     #[error("the node has left")]
     Left,
+    /// There is no member of that name. Nothing has changed.
+    #[error("there is no member of that name")]
+    Unknown,
+    /// The member is alive, or may still refute, or is this node itself. Nothing has changed.
+    #[error("the member is not dead")]
+    StillAlive,
     /// The node has too much to do just now. Nothing has changed; try again.
     #[error("the node is busy")]
     Busy,

@@ -52,12 +52,17 @@ pub enum MemberEvent {
         /// The member.
         member: Arc<Member>,
     },
-    /// A member left on its own accord.
+    /// A member left.
     Left {
         /// Number of the event.
         rev: u64,
         /// The member.
         member: Arc<Member>,
+        /// By whose word: its own, an operator's ([`Evidence::ForceLeave`]), or that of another node's full
+        /// state, which does not say whose it was.
+        ///
+        /// [`Evidence::ForceLeave`]: crate::Evidence::ForceLeave
+        why: Accusation,
     },
     /// A member is dead.
     Dead {
@@ -108,7 +113,7 @@ impl MemberEvent {
             Change::Updated { member, before } => Self::Updated { rev, member, before },
             Change::Suspected { member, why } => Self::Suspected { rev, member, why },
             Change::Refuted(member) => Self::Refuted { rev, member },
-            Change::Left(member) => Self::Left { rev, member },
+            Change::Left { member, why } => Self::Left { rev, member, why },
             Change::Dead { member, why } => Self::Dead { rev, member, why },
             Change::Reaped(id) => Self::Reaped { rev, id },
             Change::Conflict { kept, other } => Self::Conflict { rev, kept, other },

@@ -56,7 +56,8 @@ pub use memberlist_protocol::{
 };
 pub use metrics::{InboxMetrics, Metrics};
 pub use node::{
-    Join, Leave, LeaveReport, Members, Node, Ping, SetMeta, SetPingPayload, SetTags, Shutdown, Subscribe,
+    ForceLeave, Join, Leave, LeaveReport, Members, Node, Ping, SetMeta, SetPingPayload, SetTags, Shutdown,
+    Subscribe,
 };
 pub use pump::Subscription;
 

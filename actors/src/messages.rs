@@ -70,6 +70,8 @@ pub(crate) enum ToState {
     Exchange { peer: Box<State>, reply: Reply<Result<Bytes, Refusal>> },
     /// From the handle: this node says something else about itself.
     Update { tags: Option<Tags>, meta: Option<Bytes>, reply: Reply<Result<(), UpdateError>> },
+    /// From the handle: a dead member has left.
+    ForceLeave { name: String, reply: Reply<Result<(), UpdateError>> },
     /// From the handle: leave.
     Leave { reply: Reply<Bytes> },
 }
@@ -84,6 +86,7 @@ impl Item for ToState {
         Merge {} => "merge",
         Exchange {} => "exchange",
         Update {} => "update",
+        ForceLeave {} => "force_leave",
         Leave {} => "leave",
     });
 

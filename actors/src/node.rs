@@ -384,6 +384,14 @@ pub struct Ping {
     pub addr: SocketAddr,
 }
 
+/// Declares a dead member to have left; see [`Cluster::force_leave`](crate::Cluster::force_leave).
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "Result<(), UpdateError>")]
+pub struct ForceLeave {
+    /// Who.
+    pub name: String,
+}
+
 /// Subscribes to member events; see [`Cluster::subscribe`](crate::Cluster::subscribe).
 #[derive(Message)]
 #[rtype(result = "Result<Subscription, Stopped>")]
@@ -472,6 +480,14 @@ impl Handler<Ping> for Node {
     fn handle(&mut self, m: Ping, _: &mut Context<Self>) -> Self::Result {
         let handle = self.handle.clone();
         Box::pin(async move { handle.ping(&m.name, m.addr).await }.into_actor(self))
+    }
+}
+
+impl Handler<ForceLeave> for Node {
+    type Result = ResponseActFuture<Self, Result<(), UpdateError>>;
+    fn handle(&mut self, m: ForceLeave, _: &mut Context<Self>) -> Self::Result {
+        let handle = self.handle.clone();
+        Box::pin(async move { handle.force_leave(m.name).await }.into_actor(self))
     }
 }
 

@@ -137,7 +137,7 @@ fn names(effects: &Effects) -> Vec<&'static str> {
             Change::Updated { .. } => "updated",
             Change::Suspected { .. } => "suspected",
             Change::Refuted(_) => "refuted",
-            Change::Left(_) => "left",
+            Change::Left { .. } => "left",
             Change::Dead { .. } => "dead",
             Change::Reaped(_) => "reaped",
             Change::Conflict { .. } => "conflict",

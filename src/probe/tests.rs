@@ -202,7 +202,7 @@ fn a_suspect_is_told_along_with_the_ping() {
 fn one_that_is_held_for_gone_and_pings_is_told_of_it() {
     let mut bench = Bench::new(2);
     let ping = Ping { seq: 5, target: id("self"), from: id("m1") };
-    for (state, told) in [(MemberState::Suspect, true), (MemberState::Dead, true), (MemberState::Left, false)]
+    for (state, told) in [(MemberState::Suspect, true), (MemberState::Dead, true), (MemberState::Left, true)]
     {
         bench.put(member(1).turned(state, 6, bench.now));
         let answer = bench.detector.ping(&ping, addr(1), &Bytes::new(), &bench.view);

@@ -160,7 +160,8 @@ impl Alive {
     }
 }
 
-/// A verdict, or a farewell when the node speaks about itself.
+/// A verdict; a farewell when the node speaks about itself; with [`Evidence::ForceLeave`] an operator's word
+/// that the node, which was dead, has left.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dead {
     /// Who is gone.
@@ -196,6 +197,11 @@ impl Dead {
     /// Whether the node says it about itself.
     pub fn is_farewell(&self) -> bool {
         *self.from == *self.id.name()
+    }
+
+    /// Whether the node has left, by its own word or by an operator's, and is not just dead.
+    pub fn is_left(&self) -> bool {
+        self.is_farewell() || self.evidence == Evidence::ForceLeave
     }
 }
 
