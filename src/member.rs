@@ -62,7 +62,7 @@ impl NodeId {
         &self.name
     }
 
-    /// The run: another number at each start.
+    /// The run: another number at each start, and at each return after a leave.
     pub fn run(&self) -> u64 {
         self.run
     }

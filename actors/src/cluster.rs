@@ -312,6 +312,13 @@ impl Cluster {
     /// [`Config::join_timeout`](crate::Config::join_timeout). One that is reached is enough. Dropping the
     /// future cancels what is not done yet.
     ///
+    /// After a [`leave`](Cluster::leave) the node comes back as another run: with a new [`NodeId`], which the
+    /// others see join, and with its tags and metadata as they were. It is back from then on, whether or not a
+    /// seed is reached, as after a start; only when each seed is misspelt it stays away. Of a leave and a join
+    /// that are under way at once, the one that was called last holds.
+    ///
+    /// [`NodeId`]: crate::NodeId
+    ///
     /// # Errors
     /// [`JoinError`] when nobody was reached; it names each seed and why.
     pub async fn join(&self, seeds: &[&str]) -> Result<Joined, JoinError> {
@@ -405,7 +412,7 @@ impl Cluster {
 
     /// Leaves the cluster: the others hold this node for left, not for dead. It is done when the farewell is
     /// out, and goes on answering until [`Cluster::shutdown`]. Leaving twice says farewell twice. News about
-    /// this node that has not gone out yet gives way to the farewell.
+    /// this node that has not gone out yet gives way to the farewell. A [`join`](Cluster::join) brings it back.
     ///
     /// # Errors
     /// [`Stopped`].

@@ -3,12 +3,15 @@
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use actix::{Actor, Context, StreamHandler};
-use memberlist_protocol::{gossip::Seen, members::Change, view::View, wire::message::UserBroadcast};
+use memberlist_protocol::{
+    gossip::Seen, member::NodeId, members::Change, view::View, wire::message::UserBroadcast,
+};
 
 use crate::{
     events::{MemberEvent, Pinged, Replay, Sender, UserBytes},
@@ -20,6 +23,9 @@ use crate::{
     supervisor::Child,
 };
 
+/// Former runs of this node that are remembered. A broadcast of one that is older has long gone round.
+const FORMER: usize = 16;
+
 /// What survives a restart.
 pub(crate) struct Kept {
     subscribers: Vec<(u64, Arc<Queue<MemberEvent>>)>,
@@ -27,6 +33,8 @@ pub(crate) struct Kept {
     listeners: Vec<(u64, Arc<Queue<Pinged>>)>,
     /// The view after the last event that was told.
     view: View,
+    /// Who this node was before it left and came back: what it broadcast then is still its own.
+    former: VecDeque<NodeId>,
     seen: Seen,
 }
 
@@ -37,6 +45,7 @@ impl Kept {
             servers: Vec::new(),
             listeners: Vec::new(),
             view,
+            former: VecDeque::new(),
             seen: Seen::default(),
         }
     }
@@ -52,6 +61,20 @@ impl Kept {
         for (_, queue) in self.listeners.drain(..) {
             queue.close();
         }
+    }
+
+    fn see(&mut self, view: View) {
+        let before = std::mem::replace(&mut self.view, view);
+        if before.local().id != self.view.local().id {
+            if self.former.len() == FORMER {
+                self.former.pop_front();
+            }
+            self.former.push_back(before.local().id.clone());
+        }
+    }
+
+    fn is_own(&self, origin: &NodeId) -> bool {
+        *origin == self.view.local().id || self.former.contains(origin)
     }
 }
 
@@ -117,7 +140,7 @@ impl Delegates {
                 queue.push(MemberEvent::Snapshot(view.clone()), 0);
             }
         }
-        kept.view = view;
+        kept.see(view);
     }
 
     fn pinged(&self, pinged: &Pinged) {
@@ -142,7 +165,7 @@ impl Delegates {
             for (_, queue) in &kept.subscribers {
                 queue.push(MemberEvent::Snapshot(view.clone()), 0);
             }
-            kept.view = view;
+            kept.see(view);
         }
     }
 
@@ -173,7 +196,7 @@ impl Delegates {
     /// A broadcast is handled here, and passed on, the first time it comes.
     fn user(&self, message: UserBroadcast) {
         let mut kept = self.kept.borrow_mut();
-        let own = message.origin == self.ring.view.borrow().local().id;
+        let own = kept.is_own(&message.origin) || message.origin == self.ring.view.borrow().local().id;
         if own || !kept.seen.is_new(&message.origin, message.id) {
             self.ring.counters.drop(Lost::SeenBroadcast);
             return;

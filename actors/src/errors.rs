@@ -104,7 +104,7 @@ pub enum UpdateError {
         /// Bytes allowed.
         max: usize,
     },
-    /// The node has left.
+    /// The node has left. It can say something again once it has joined again.
     #[error("the node has left")]
     Left,
     /// There is no member of that name. Nothing has changed.

@@ -72,6 +72,8 @@ pub(crate) enum ToState {
     Update { tags: Option<Tags>, meta: Option<Bytes>, reply: Reply<Result<(), UpdateError>> },
     /// From the handle: a dead member has left.
     ForceLeave { name: String, reply: Reply<Result<(), UpdateError>> },
+    /// From a join: if this node has left, it comes back as another run.
+    Rejoin { reply: Reply<()> },
     /// From the handle: leave.
     Leave { reply: Reply<Bytes> },
 }
@@ -87,6 +89,7 @@ impl Item for ToState {
         Exchange {} => "exchange",
         Update {} => "update",
         ForceLeave {} => "force_leave",
+        Rejoin {} => "rejoin",
         Leave {} => "leave",
     });
 

@@ -167,6 +167,14 @@ impl NodeState {
                 self.publish();
                 let _ = reply.send(answer);
             }
+            ToState::Rejoin { reply } => {
+                if let Ok(decision) = self.decide(|members, rng| members.rejoin(now, rng)) {
+                    self.carry_out(decision, now);
+                }
+                // What the node does next, it does as the new run.
+                self.publish();
+                let _ = reply.send(());
+            }
             ToState::Leave { reply } => {
                 if let Ok(decision) = self.decide(|members, _| members.leave(now)) {
                     self.carry_out(decision, now);

@@ -451,6 +451,28 @@ impl Members {
         })
     }
 
+    /// This node comes back after it has left: as another run, so that what is still said of the old one does
+    /// not concern it, and with a higher incarnation, so that it takes the old one's place also where the
+    /// farewell was missed. Tags and metadata stay.
+    ///
+    /// # Errors
+    /// [`Ignored::Stale`] if it has not left.
+    pub fn rejoin(&self, now: Instant, rng: &mut impl Rng) -> Verdict {
+        if !self.leaving {
+            return Err(Ignored::Stale);
+        }
+        let mut local = self.above(self.local.incarnation, rng);
+        local.id = NodeId::drawn(local.id.shared_name().clone(), rng);
+        (local.state, local.since) = (MemberState::Alive, now);
+        let local = Arc::new(local);
+        Ok(Decision {
+            bury: Some((self.local.id.clone(), self.local.incarnation)),
+            changes: SmallVec::from_iter([Change::Joined(local.clone())]),
+            leaving: Some(false),
+            ..self.announce(local)
+        })
+    }
+
     /// An operator says that a dead member will not come back: it counts as left, here and wherever the word
     /// spreads. Saying it of one that has left tells it once more and changes nothing.
     ///
