@@ -156,6 +156,18 @@ mod tests {
     }
 
     #[test]
+    fn another_word_that_ends_an_open_accusation_is_told_besides_it() {
+        let (mut history, now, x) = (History::default(), Instant::now(), NodeId::new("x", 1));
+        history.note(&x, &accused("a", &["b"]), Outcome::Open);
+        let word = Accusation { evidence: Evidence::ForceLeave, ..accused("op", &[]) };
+        history.note(&x, &word, Outcome::Left(now));
+        let why = history.of("x").unwrap();
+        assert_eq!(why.accusations[0].0.confirmed_by, ["b".into()]);
+        assert_eq!(why.accusations[0].1, Outcome::Left(now));
+        assert_eq!(why.accusations[1], (word, Outcome::Left(now)));
+    }
+
+    #[test]
     fn it_is_bounded_in_members_and_in_accusations() {
         let mut history = History::default();
         for i in 0..2 * MEMBERS as u64 {

@@ -247,10 +247,41 @@ mod tests {
     use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 
     use super::*;
-    use crate::view::Roster;
+    use crate::{
+        accusation::Evidence,
+        view::Roster,
+        wire::{
+            WireError, codec,
+            message::{Ack, Dead},
+        },
+    };
 
     fn gossip() -> Gossip<u32> {
         Gossip::new(&Config::lan(), Envelope::new("").unwrap())
+    }
+
+    #[test]
+    fn weak_point_18_the_largest_answer_fits_the_smallest_packet_whatever_else_is_to_be_told() {
+        let long = |c: char| NodeId::new(c.to_string().repeat(255), 1);
+        let config = Config { udp_buffer_size: 1024, ..Config::lan() };
+        let envelope = Envelope::new(&"l".repeat(255)).unwrap();
+        let mut gossip: Gossip<u32> = Gossip::new(&config, envelope.clone());
+        let ack = Message::Ack(Ack { seq: u32::MAX, payload: vec![7; Ack::MAX_PAYLOAD].into() });
+        let told = Message::Dead(Dead {
+            id: long('a'),
+            incarnation: u32::MAX,
+            from: long('b').name().into(),
+            by: long('b').name().into(),
+            confirmed_by: Vec::new(),
+            evidence: Evidence::Hearsay,
+        });
+        let packet = gossip.packet_with(&[ack.clone(), told], Piggyback::Yes, 8, |_, _| {}).unwrap();
+        let parts: Vec<_> =
+            envelope.parts(&packet).unwrap().map(|part| codec::decode(part.unwrap())).collect();
+        assert_eq!(parts, [Ok(ack)]);
+        let larger = Message::Ack(Ack { seq: 1, payload: vec![7; Ack::MAX_PAYLOAD + 1].into() });
+        let bytes = codec::encoded(&larger, usize::MAX).unwrap();
+        assert_eq!(codec::decode(&bytes), Err(WireError::Meta), "a larger one is dropped and counted");
     }
 
     #[test]
