@@ -23,7 +23,7 @@ pub enum Evidence {
     PushPull,
     /// Gossip that does not say more.
     Hearsay,
-    /// An operator declared it gone.
+    /// It was dead, and an operator declared it to have left.
     ForceLeave,
     /// It said so itself.
     Announced,
@@ -87,18 +87,19 @@ impl History {
     /// Notes a new accusation, or what has become of the open one.
     pub fn note(&mut self, member: &NodeId, accusation: &Accusation, outcome: Outcome) {
         let why = self.entry(member);
-        match why.accusations.last_mut() {
-            Some((last, state @ Outcome::Open)) => {
+        if let Some((last, state @ Outcome::Open)) = why.accusations.last_mut() {
+            let same = last.by == accusation.by && last.evidence == accusation.evidence;
+            *state = outcome;
+            if same {
                 last.confirmed_by.clone_from(&accusation.confirmed_by);
-                *state = outcome;
-            }
-            _ => {
-                if why.accusations.len() == PER_MEMBER {
-                    why.accusations.remove(0);
-                }
-                why.accusations.push((accusation.clone(), outcome));
+                return;
             }
         }
+        // Another word than the open one has ended it: that one is to be seen, too.
+        if why.accusations.len() == PER_MEMBER {
+            why.accusations.remove(0);
+        }
+        why.accusations.push((accusation.clone(), outcome));
     }
 
     /// Notes that the open accusation against `member` was refuted.
@@ -152,6 +153,18 @@ mod tests {
         assert_eq!(why.accusations[0].0.confirmed_by, ["b".into()]);
         assert_eq!(why.accusations[0].1, Outcome::Dead(now));
         assert_eq!(why.accusations[1].1, Outcome::Refuted(now));
+    }
+
+    #[test]
+    fn another_word_that_ends_an_open_accusation_is_told_besides_it() {
+        let (mut history, now, x) = (History::default(), Instant::now(), NodeId::new("x", 1));
+        history.note(&x, &accused("a", &["b"]), Outcome::Open);
+        let word = Accusation { evidence: Evidence::ForceLeave, ..accused("op", &[]) };
+        history.note(&x, &word, Outcome::Left(now));
+        let why = history.of("x").unwrap();
+        assert_eq!(why.accusations[0].0.confirmed_by, ["b".into()]);
+        assert_eq!(why.accusations[0].1, Outcome::Left(now));
+        assert_eq!(why.accusations[1], (word, Outcome::Left(now)));
     }
 
     #[test]

@@ -126,8 +126,8 @@ impl<T> Gossip<T> {
         self.users.max_len()
     }
 
-    /// A packet with `messages` in front, and what waits behind them when it is to travel along. Nothing if
-    /// the messages do not fit.
+    /// A packet with `messages` in front, and what waits behind them when it is to travel along. The first of
+    /// them has to go; the others go as far as there is room. Nothing if the first does not fit.
     pub fn packet_with(
         &mut self,
         messages: &[Message],
@@ -136,8 +136,12 @@ impl<T> Gossip<T> {
         ended: impl FnMut(Option<T>, End),
     ) -> Option<Bytes> {
         let mut packer = Packer::new(&self.envelope, &mut self.buf);
-        if !messages.iter().all(|message| packer.push(message)) {
+        let (first, others) = messages.split_first()?;
+        if !packer.push(first) {
             return None;
+        }
+        for message in others {
+            packer.push(message);
         }
         if piggyback == Piggyback::Yes {
             fill(&mut self.news, &mut self.users, &mut packer, limit, ended);
@@ -255,10 +259,41 @@ mod tests {
     use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 
     use super::*;
-    use crate::view::Roster;
+    use crate::{
+        accusation::Evidence,
+        view::Roster,
+        wire::{
+            WireError, codec,
+            message::{Ack, Dead},
+        },
+    };
 
     fn gossip() -> Gossip<u32> {
         Gossip::new(&Config::lan(), Envelope::new("").unwrap())
+    }
+
+    #[test]
+    fn weak_point_18_the_largest_answer_fits_the_smallest_packet_whatever_else_is_to_be_told() {
+        let long = |c: char| NodeId::new(c.to_string().repeat(255), 1);
+        let config = Config { udp_buffer_size: 1024, ..Config::lan() };
+        let envelope = Envelope::new(&"l".repeat(255)).unwrap();
+        let mut gossip: Gossip<u32> = Gossip::new(&config, envelope.clone());
+        let ack = Message::Ack(Ack { seq: u32::MAX, payload: vec![7; Ack::MAX_PAYLOAD].into() });
+        let told = Message::Dead(Dead {
+            id: long('a'),
+            incarnation: u32::MAX,
+            from: long('b').name().into(),
+            by: long('b').name().into(),
+            confirmed_by: Vec::new(),
+            evidence: Evidence::Hearsay,
+        });
+        let packet = gossip.packet_with(&[ack.clone(), told], Piggyback::Yes, 8, |_, _| {}).unwrap();
+        let parts: Vec<_> =
+            envelope.parts(&packet).unwrap().map(|part| codec::decode(part.unwrap())).collect();
+        assert_eq!(parts, [Ok(ack)]);
+        let larger = Message::Ack(Ack { seq: 1, payload: vec![7; Ack::MAX_PAYLOAD + 1].into() });
+        let bytes = codec::encoded(&larger, usize::MAX).unwrap();
+        assert_eq!(codec::decode(&bytes), Err(WireError::Meta), "a larger one is dropped and counted");
     }
 
     #[test]

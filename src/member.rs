@@ -4,11 +4,13 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr, SocketAddrV6},
+    num::NonZeroU64,
     sync::Arc,
     time::Instant,
 };
 
 use bytes::Bytes;
+use rand::{Rng, RngExt};
 
 /// Longest name of a member, in bytes.
 pub const MAX_NAME: usize = 255;
@@ -35,6 +37,21 @@ impl NodeId {
         Self { name: name.into(), run }
     }
 
+    /// In a question "are you there?", this run stands for whichever is there: whoever asks may not know it. No
+    /// node draws it for itself.
+    pub const ANY_RUN: u64 = 0;
+
+    /// The node `name` in a run of its own, drawn at random.
+    pub fn drawn(name: impl Into<Arc<str>>, rng: &mut impl Rng) -> Self {
+        let run: NonZeroU64 = rng.random();
+        Self::new(name, run.get())
+    }
+
+    /// Whether a question to `target` is for this node: its name, and its run or [`NodeId::ANY_RUN`].
+    pub fn answers_to(&self, target: &Self) -> bool {
+        self.name == target.name && (target.run == Self::ANY_RUN || self.run == target.run)
+    }
+
     /// The name, unique in the cluster: 1 to [`MAX_NAME`] bytes without control characters.
     pub fn name(&self) -> &str {
         &self.name
@@ -45,7 +62,7 @@ impl NodeId {
         &self.name
     }
 
-    /// The run: another number at each start.
+    /// The run: another number at each start, and at each return after a leave.
     pub fn run(&self) -> u64 {
         self.run
     }

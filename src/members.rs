@@ -8,10 +8,13 @@
 //!          ┌────────────────────────────────────┐
 //!          ▼      suspect                       │  time is up, or dead
 //!        Alive ───────────────────────────► Suspect ─────────────────► Dead ──┐
-//!          │ │                                  │                        ▲    │ retention
-//!          │ └──────────────── dead ────────────┼────────────────────────┘    ▼
-//!          └──────────── farewell ──────────────┴────────────────► Left ──► forgotten
-//!                                                                           (tombstone)
+//!          │ │                                  │                      ▲ │    │ retention
+//!          │ └──────────────── dead ────────────┼──────────────────────┘ │    ▼
+//!          │                                    │              left  ┌───┘ forgotten
+//!          │              left                  │                    ▼    (tombstone)
+//!          └────────────────────────────────────┴────────────────► Left ──────▲
+//!
+//! left: a farewell, or an operator's word.  Alive again: a higher incarnation, or another run.
 //! ```
 
 use std::{
@@ -37,7 +40,7 @@ use crate::{
 mod change;
 mod rules;
 
-pub use change::{Change, Decision, Effects, Ignored};
+pub use change::{Change, Decision, Effects, Ignored, NotForced};
 use change::{Limited, Step, Verdict};
 
 /// A running suspicion and the evidence it began with.
@@ -266,21 +269,19 @@ impl Members {
             }
         }
         if let Some(member) = decision.put {
+            if let Some(key) = self.roster.get(member.name()).and_then(|old| self.forget_at(old)) {
+                self.forgets.remove(&key);
+            }
             // This node itself is never forgotten, not even after it has left.
             if member.name() == self.local.name() {
                 self.local = member.clone();
             } else if let Some(key) = self.forget_at(&member) {
                 self.forgets.insert(key);
             }
-            let state = member.state;
-            if let Some(old) = self.roster.put(member).filter(|old| old.state.is_gone() && state.is_present())
-                && let Some(key) = self.forget_at(&old)
-            {
-                self.forgets.remove(&key);
-            }
+            self.roster.put(member);
             self.version += 1;
         }
-        self.leaving |= decision.leave;
+        self.leaving = decision.leaving.unwrap_or(self.leaving);
         for change in decision.changes {
             self.rev += 1;
             effects.changes.push((self.rev, change));

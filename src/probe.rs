@@ -67,12 +67,28 @@ pub enum Action {
         /// What was seen.
         evidence: Evidence,
     },
-    /// A member answered a direct ping.
+    /// A member answered a direct ping of the detector's own within the probe timeout.
     Measured {
         /// Who.
         id: NodeId,
         /// Time from the ping to its answer.
         rtt: Duration,
+        /// What came with the answer.
+        payload: Bytes,
+    },
+    /// A question of the application has an answer.
+    Answered {
+        /// The number of its ping.
+        seq: u32,
+        /// Time from the ping to its answer.
+        rtt: Duration,
+    },
+    /// A question of the application has none.
+    Unanswered {
+        /// The number of its ping.
+        seq: u32,
+        /// Why not.
+        why: NoAnswer,
     },
     /// A member answered over a stream though no datagram came through: its UDP is cut.
     UdpLost {
@@ -82,6 +98,23 @@ pub enum Action {
 }
 
 type Actions = SmallVec<[Action; 4]>;
+
+/// Why a question of the application has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// None came within the probe timeout.
+    InTime,
+    /// The network did not take the ping.
+    NotSent,
+}
+
+/// Questions of the application that wait for an answer at once. Each waits for a probe timeout at most.
+pub const MAX_QUESTIONS: usize = 1024;
+
+/// [`MAX_QUESTIONS`] wait already. Nothing was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{MAX_QUESTIONS} pings wait for an answer already")]
+pub struct TooManyQuestions;
 
 /// Why a message to the failure detector led to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -119,6 +152,14 @@ enum Expected {
     Direct,
     Helper(usize),
     Relay,
+    Question(Question),
+}
+
+/// A ping that the application has asked for.
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    sent: Instant,
+    until: Instant,
 }
 
 #[derive(Debug)]
@@ -168,6 +209,7 @@ pub struct Detector {
     expected: BTreeMap<u32, Expected>,
     relays: BTreeMap<u32, Relay>,
     relay_due: BTreeSet<(Instant, u32)>,
+    question_due: BTreeSet<(Instant, u32)>,
     degraded: u64,
 }
 
@@ -186,6 +228,7 @@ impl Detector {
             expected: BTreeMap::new(),
             relays: BTreeMap::new(),
             relay_due: BTreeSet::new(),
+            question_due: BTreeSet::new(),
             degraded: 0,
         }
     }
@@ -228,13 +271,15 @@ impl Detector {
         });
         let probe = if round.is_some() { None } else { self.next_probe };
         let relay = self.relay_due.first().map(|(at, _)| *at);
-        [round, probe, relay].into_iter().flatten().min()
+        let question = self.question_due.first().map(|(at, _)| *at);
+        [round, probe, relay, question].into_iter().flatten().min()
     }
 
     /// Does what time asks for: starts a round, takes a round further, ends it; sends nacks.
     pub fn on_time(&mut self, view: &View, now: Instant, rng: &mut impl Rng) -> Actions {
         let mut actions = Actions::new();
         self.relays_on_time(now, &mut actions);
+        self.questions_on_time(now, &mut actions);
         if let Some(round) = &self.round {
             match round.phase {
                 // When this node itself did not run for long, the answer may lie unread: the round is void.
@@ -377,6 +422,9 @@ impl Detector {
 
     /// A ping came in from `from`.
     ///
+    /// Only a member at its known address gets the payload and news, so that no answer to a stranger is larger
+    /// than its question.
+    ///
     /// # Errors
     /// [`Unheard::NotForMe`].
     pub fn ping(
@@ -386,7 +434,7 @@ impl Detector {
         payload: &Bytes,
         view: &View,
     ) -> Result<Action, Unheard> {
-        if ping.target != view.local().id {
+        if !view.local().id.answers_to(&ping.target) {
             return Err(Unheard::NotForMe);
         }
         let asker = view.get(ping.from.name()).filter(|m| m.id == ping.from && m.addr == from);
@@ -466,7 +514,13 @@ impl Detector {
             Expected::Direct => {
                 let round = self.succeed().ok_or(Unheard::UnknownSequence)?;
                 let rtt = now.saturating_duration_since(round.sent);
-                Ok(Some(Action::Measured { id: round.target.id.clone(), rtt }))
+                let (id, payload) = (round.target.id.clone(), ack.payload.clone());
+                Ok((rtt <= self.config.probe_timeout).then_some(Action::Measured { id, rtt, payload }))
+            }
+            Expected::Question(question) => {
+                self.end_question(ack.seq, question);
+                let rtt = now.saturating_duration_since(question.sent);
+                Ok(Some(Action::Answered { seq: ack.seq, rtt }))
             }
         }
     }
@@ -500,13 +554,59 @@ impl Detector {
         })
     }
 
-    /// The direct ping could not be sent: there is no use in waiting for its answer.
-    pub fn send_failed(&mut self, seq: u32, now: Instant) {
+    /// The application asks whether somebody of that name is at `to`, member or not. It says the number of the
+    /// ping, which later comes back as [`Action::Answered`] or [`Action::Unanswered`], and the ping to be sent.
+    /// Nothing else follows from it: nobody is accused, and health stays as it is.
+    ///
+    /// # Errors
+    /// [`TooManyQuestions`].
+    pub fn ask(
+        &mut self,
+        name: Arc<str>,
+        to: SocketAddr,
+        view: &View,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Result<(u32, Action), TooManyQuestions> {
+        if self.question_due.len() >= MAX_QUESTIONS {
+            return Err(TooManyQuestions);
+        }
+        let question = Question { sent: now, until: now + self.config.probe_timeout };
+        let seq = self.sequence(Expected::Question(question), rng);
+        self.question_due.insert((question.until, seq));
+        let local = view.local();
+        let known = |m: &&Arc<Member>| m.addr == to && m.state.is_present() && m.id != local.id;
+        let piggyback = view.get(&name).filter(known).map_or(Piggyback::No, |_| Piggyback::Yes);
+        let target = NodeId::new(name, NodeId::ANY_RUN);
+        let messages = smallvec![Message::Ping(Ping { seq, target, from: local.id.clone() })];
+        Ok((seq, Action::Send { to, messages, piggyback, report: Some(seq) }))
+    }
+
+    fn end_question(&mut self, seq: u32, question: Question) {
+        self.expected.remove(&seq);
+        self.question_due.remove(&(question.until, seq));
+    }
+
+    /// A direct ping could not be sent: there is no use in waiting for its answer.
+    pub fn send_failed(&mut self, seq: u32, now: Instant) -> Option<Action> {
+        if let Some(Expected::Question(question)) = self.expected.get(&seq).copied() {
+            self.end_question(seq, question);
+            return Some(Action::Unanswered { seq, why: NoAnswer::NotSent });
+        }
         if let Some(round) = self.round.as_mut().filter(|round| round.seq == seq) {
             round.direct = false;
             if matches!(round.phase, Phase::Direct(_)) {
                 round.phase = Phase::Direct(now);
             }
+        }
+        None
+    }
+
+    fn questions_on_time(&mut self, now: Instant, actions: &mut Actions) {
+        while let Some((at, seq)) = self.question_due.first().copied().filter(|(at, _)| *at <= now) {
+            self.question_due.remove(&(at, seq));
+            self.expected.remove(&seq);
+            actions.push(Action::Unanswered { seq, why: NoAnswer::InTime });
         }
     }
 
@@ -542,18 +642,19 @@ impl Detector {
     }
 }
 
-/// What a member is to be told that is held for suspect or dead: it hears of it first, and can refute at once
-/// (Lifeguard's buddy system). Whoever is pinged by somebody dead knows best that it runs.
+/// What a member is to be told that is held for suspect or gone: it hears of it first, and can refute at once
+/// (Lifeguard's buddy system). Whoever is pinged by somebody dead knows best that it runs; one that is held for
+/// left may have been declared so by an operator, and no gossip reaches it.
 fn accusation(member: &Member, local: &Member) -> Option<Message> {
     let (id, incarnation) = (member.id.clone(), member.incarnation);
     let (from, evidence) = (local.id.shared_name().clone(), Evidence::Hearsay);
     match member.state {
         MemberState::Suspect => Some(Message::Suspect(Suspect { id, incarnation, from, evidence })),
-        MemberState::Dead => {
+        MemberState::Dead | MemberState::Left => {
             let (by, confirmed_by) = (from.clone(), Vec::new());
             Some(Message::Dead(Dead { id, incarnation, from, by, confirmed_by, evidence }))
         }
-        MemberState::Alive | MemberState::Left => None,
+        MemberState::Alive => None,
     }
 }
 

@@ -48,6 +48,7 @@ impl ClusterBuilder {
             plaintext: false,
             meta: Bytes::new(),
             tags: Tags::new(),
+            ping_payload: Bytes::new(),
             network: Arc::new(SystemNetwork),
             seed: None,
             watchdog: true,
@@ -105,6 +106,12 @@ impl ClusterBuilder {
     /// Who is asked whether a newcomer may in; without it everybody may. See [`Admit`].
     pub fn admit(mut self, to: Recipient<Admit>) -> Self {
         self.plan.admit = Some(to);
+        self
+    }
+
+    /// What comes with the node's answers to pings, at most 512 bytes; see [`Cluster::set_ping_payload`].
+    pub fn ping_payload(mut self, p: impl Into<Bytes>) -> Self {
+        self.plan.ping_payload = p.into();
         self
     }
 

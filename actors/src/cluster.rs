@@ -14,22 +14,22 @@ use bytes::Bytes;
 use futures_core::Stream;
 use memberlist_protocol::{
     accusation::Why,
-    member::{MAX_META, NodeId, Tags, canonical, check_meta, meta_len},
+    member::{MAX_META, NodeId, Tags, canonical, check_addr, check_meta, check_name, meta_len},
     view::View,
     wire::{
         codec,
-        message::{Message as Wire, UserBroadcast},
+        message::{Ack, Message as Wire, UserBroadcast},
     },
 };
 use tokio::sync::oneshot;
 
 use crate::{
     builder::ClusterBuilder,
-    errors::{JoinError, NotSent, SendError, Stopped, UpdateError},
-    events::{MemberEvent, NodeEvent, Replay, UserBytes},
+    errors::{AskError, Cause, JoinError, NotSent, SendError, Stopped, UpdateError},
+    events::{MemberEvent, NodeEvent, Pinged, Replay, UserBytes},
     inbox::Refused,
     join::{self, Joined, Until},
-    messages::{ToDelegates, ToQueue, ToState},
+    messages::{Reply, ToDelegates, ToDetector, ToQueue, ToState},
     metrics::Metrics,
     node::{LeaveReport, Node},
     peer::{self, Outcome, Peer},
@@ -192,14 +192,54 @@ impl Handle {
             (meta.as_ref().unwrap_or(&local.meta), tags.as_ref().unwrap_or(&local.tags));
         check_meta(new_meta, new_tags)
             .map_err(|_| UpdateError::TooLarge { len: meta_len(new_meta, new_tags), max: MAX_META })?;
+        self.tell_state(|reply| ToState::Update { tags, meta, reply }).await
+    }
+
+    pub(crate) async fn force_leave(&self, name: String) -> Result<(), UpdateError> {
+        self.tell_state(|reply| ToState::ForceLeave { name, reply }).await
+    }
+
+    async fn tell_state(
+        &self,
+        what: impl FnOnce(Reply<Result<(), UpdateError>>) -> ToState,
+    ) -> Result<(), UpdateError> {
         let (reply, answer) = oneshot::channel();
-        self.doors.state.command(ToState::Update { tags, meta, reply }).map_err(|refused| match refused {
+        self.doors.state.command(what(reply)).map_err(|refused| match refused {
             Refused::Busy => UpdateError::Busy,
             Refused::Closed => UpdateError::Stopped,
         })?;
         answer
             .await
             .unwrap_or_else(|_| Err(if self.is_stopped() { UpdateError::Stopped } else { UpdateError::Lost }))
+    }
+
+    pub(crate) fn set_ping_payload(&self, payload: Bytes) -> Result<(), UpdateError> {
+        if payload.len() > Ack::MAX_PAYLOAD {
+            return Err(UpdateError::TooLarge { len: payload.len(), max: Ack::MAX_PAYLOAD });
+        }
+        if self.is_stopped() {
+            return Err(UpdateError::Stopped);
+        }
+        *self.doors.ping_payload() = payload;
+        Ok(())
+    }
+
+    pub(crate) async fn ping(&self, name: &str, addr: SocketAddr) -> Result<Duration, AskError> {
+        let addr = canonical(addr);
+        check_name(name).and_then(|()| check_addr(addr, addr)).map_err(AskError::Target)?;
+        let (reply, answer) = oneshot::channel();
+        self.doors.detector.command(ToDetector::Ask { name: name.into(), addr, reply }).map_err(
+            |refused| {
+                AskError::Send(match refused {
+                    Refused::Busy => SendError::Full,
+                    Refused::Closed => SendError::Stopped,
+                })
+            },
+        )?;
+        answer.await.unwrap_or_else(|_| {
+            let cause = if self.is_stopped() { Cause::Stopped } else { Cause::Lost };
+            Err(AskError::NotSent(NotSent::Unknown(cause)))
+        })
     }
 
     pub(crate) async fn leave(&self, within: Duration) -> Result<LeaveReport, Stopped> {
@@ -279,6 +319,13 @@ impl Cluster {
     /// [`Config::join_timeout`](crate::Config::join_timeout). One that is reached is enough. Dropping the
     /// future cancels what is not done yet.
     ///
+    /// After a [`leave`](Cluster::leave) the node comes back as another run: with a new [`NodeId`], which the
+    /// others see join, and with its tags and metadata as they were. It is back from then on, whether or not a
+    /// seed is reached, as after a start; only when each seed is misspelt it stays away. Of a leave and a join
+    /// that are under way at once, the one that was called last holds.
+    ///
+    /// [`NodeId`]: crate::NodeId
+    ///
     /// # Errors
     /// [`JoinError`] when nobody was reached; it names each seed and why.
     pub async fn join(&self, seeds: &[&str]) -> Result<Joined, JoinError> {
@@ -330,9 +377,49 @@ impl Cluster {
         self.handle().update(Some(tags), None).await
     }
 
+    /// Sets what comes with this node's answers to the pings of other members, for those of them who
+    /// [listen](Cluster::subscribe_pings): at most 512 bytes, none at first. Strangers do not get it, nor does
+    /// a member whose packets come from another address than the one that it is known by.
+    ///
+    /// # Errors
+    /// [`UpdateError::TooLarge`], [`UpdateError::Stopped`].
+    pub fn set_ping_payload(&self, payload: Bytes) -> Result<(), UpdateError> {
+        self.handle().set_ping_payload(payload)
+    }
+
+    /// Pings whoever goes by `name` at `addr`, member or not, and says how long the answer took. It waits for
+    /// [`Config::probe_timeout`](crate::Config::probe_timeout). Whatever comes of it, nobody is held for
+    /// anything else than before.
+    ///
+    /// A node of another name does not answer. Of a member any run answers: compare the view to know which one
+    /// is there.
+    ///
+    /// # Errors
+    /// [`AskError::Timeout`] without an answer; [`AskError::Target`] for a name or an address that no node can
+    /// have; [`AskError::NotSent`] when the network did not take the ping, or the answer was lost in the node;
+    /// [`AskError::Send`] when more than 1,024 pings wait for their answers, or after a shutdown.
+    pub async fn ping(&self, name: &str, addr: SocketAddr) -> Result<Duration, AskError> {
+        self.handle().ping(name, addr).await
+    }
+
+    /// Declares a dead member to have left: it will not come back. All nodes are told, and count it as left
+    /// from then on, with [`Evidence::ForceLeave`](crate::Evidence::ForceLeave); its name may be taken at any
+    /// address. Saying it of one that has left is fine.
+    ///
+    /// The word does not keep anybody out. If the member runs after all, as on the other side of a partition,
+    /// it hears of the word when the two sides meet, refutes it as any accusation, and is back with a higher
+    /// incarnation; so is one that is started again. On that side it may count as left for a moment.
+    ///
+    /// # Errors
+    /// [`UpdateError::Unknown`], [`UpdateError::StillAlive`] for one that is alive or suspect here, and for
+    /// this node itself; [`UpdateError::Left`] when this node has left. Nothing has changed then.
+    pub async fn force_leave(&self, name: &str) -> Result<(), UpdateError> {
+        self.handle().force_leave(name.to_owned()).await
+    }
+
     /// Leaves the cluster: the others hold this node for left, not for dead. It is done when the farewell is
     /// out, and goes on answering until [`Cluster::shutdown`]. Leaving twice says farewell twice. News about
-    /// this node that has not gone out yet gives way to the farewell.
+    /// this node that has not gone out yet gives way to the farewell. A [`join`](Cluster::join) brings it back.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -383,6 +470,23 @@ impl Cluster {
         doors.delegates.insist(ToDelegates::Run(pump)).map_err(|_| Stopped)?;
         doors.node_events.add(number, queue);
         Ok(Subscription::new(number, Of::Node(Arc::downgrade(&doors.node_events))))
+    }
+
+    /// Sends an actor each answer to this node's probes that came straight and in time: the round-trip time, and
+    /// what the member has [set](Cluster::set_ping_payload) to come with it. It may have
+    /// [`Config::subscriber_queue_depth`](crate::Config::subscriber_queue_depth) waiting; beyond that the newest
+    /// are dropped and counted. Answers to [`Cluster::ping`] are not among them.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn subscribe_pings(&self, to: Recipient<Pinged>) -> Result<Subscription, Stopped> {
+        let doors = self.doors();
+        let queue = Queue::new(doors.config.subscriber_queue_depth, HANDLER_BYTES, Overflow::Refuse);
+        let number = doors.number();
+        let pump: Pump = Box::pin(pump::pump(queue.clone(), to, |m: &Pinged| m.payload.len()));
+        let listening = Subscribing { number, queue: Some(queue), replay: Replay::None, pump: Some(pump) };
+        doors.delegates.insist(ToDelegates::Listen(listening)).map_err(|_| Stopped)?;
+        Ok(Subscription::new(number, Of::Delegates(Arc::downgrade(&doors.delegates))))
     }
 
     /// The member events as a stream, as [`Cluster::subscribe`] sends them. It ends with the node.

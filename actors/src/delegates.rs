@@ -2,7 +2,13 @@
 //! bytes from Transport and streams, and puts them into a queue for each subscriber; pumps empty these. It
 //! asks what the application has to be asked, and passes the answer on.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use actix::{Actor, Context, Recipient, StreamHandler};
 use bytes::Bytes;
@@ -18,7 +24,7 @@ use memberlist_protocol::{
 };
 
 use crate::{
-    events::{MemberEvent, Replay, Sender, UserBytes},
+    events::{MemberEvent, Pinged, Replay, Sender, UserBytes},
     inbox::{Alarm, Turn, Turns},
     join::all,
     messages::{Asker, DELEGATES, Reply, ToDelegates, ToQueue, ToState},
@@ -30,6 +36,9 @@ use crate::{
     supervisor::Child,
 };
 
+/// Former runs of this node that are remembered. A broadcast of one that is older has long gone round.
+const FORMER: usize = 16;
+
 /// What survives a restart.
 pub(crate) struct Kept {
     subscribers: Vec<(u64, Arc<Queue<MemberEvent>>)>,
@@ -37,8 +46,11 @@ pub(crate) struct Kept {
     /// Who is asked about newcomers.
     gate: Option<Recipient<Admit>>,
     shares: Vec<Sharing>,
+    listeners: Vec<(u64, Arc<Queue<Pinged>>)>,
     /// The view after the last event that was told.
     view: View,
+    /// Who this node was before it left and came back: what it broadcast then is still its own.
+    former: VecDeque<NodeId>,
     seen: Seen,
 }
 
@@ -49,7 +61,9 @@ impl Kept {
             servers: Vec::new(),
             gate,
             shares: Vec::new(),
+            listeners: Vec::new(),
             view,
+            former: VecDeque::new(),
             seen: Seen::default(),
         }
     }
@@ -63,6 +77,23 @@ impl Kept {
             queue.close();
         }
         self.shares.clear();
+        for (_, queue) in self.listeners.drain(..) {
+            queue.close();
+        }
+    }
+
+    fn see(&mut self, view: View) {
+        let before = std::mem::replace(&mut self.view, view);
+        if before.local().id != self.view.local().id {
+            if self.former.len() == FORMER {
+                self.former.pop_front();
+            }
+            self.former.push_back(before.local().id.clone());
+        }
+    }
+
+    fn is_own(&self, origin: &NodeId) -> bool {
+        *origin == self.view.local().id || self.former.contains(origin)
     }
 }
 
@@ -106,6 +137,14 @@ impl Delegates {
                 }
                 self.run(serving.pump.take());
             }
+            ToDelegates::Listen(mut listening) => {
+                if let Some(queue) = listening.queue.take() {
+                    self.kept.borrow_mut().listeners.push((listening.number, queue));
+                }
+                self.count_listeners();
+                self.run(listening.pump.take());
+            }
+            ToDelegates::Pinged(pinged) => self.pinged(&pinged),
             ToDelegates::Run(pump) => self.run(Some(pump)),
             ToDelegates::Work(work) => self.ring.spawn("work", work),
             ToDelegates::Unsubscribe { number } => {
@@ -113,6 +152,9 @@ impl Delegates {
                 retain_others(&mut kept.subscribers, number);
                 retain_others(&mut kept.servers, number);
                 kept.shares.retain(|share| share.number != number);
+                retain_others(&mut kept.listeners, number);
+                drop(kept);
+                self.count_listeners();
             }
         }
     }
@@ -137,7 +179,22 @@ impl Delegates {
                 queue.push(MemberEvent::Snapshot(view.clone()), 0);
             }
         }
-        kept.view = view;
+        kept.see(view);
+    }
+
+    fn pinged(&self, pinged: &Pinged) {
+        self.kept.borrow_mut().listeners.retain(|(_, queue)| !queue.is_closed());
+        self.count_listeners();
+        for (_, queue) in &self.kept.borrow().listeners {
+            if !queue.push(pinged.clone(), pinged.payload.len()) {
+                self.ring.counters.drop(Lost::PingUnheard);
+            }
+        }
+    }
+
+    /// As long as nobody listens, FailureDetector says nothing.
+    fn count_listeners(&self) {
+        self.ring.listeners.store(self.kept.borrow().listeners.len(), Relaxed);
     }
 
     /// Events that an instance before this one has lost are made good by a snapshot.
@@ -147,7 +204,7 @@ impl Delegates {
             for (_, queue) in &kept.subscribers {
                 queue.push(MemberEvent::Snapshot(view.clone()), 0);
             }
-            kept.view = view;
+            kept.see(view);
         }
     }
 
@@ -177,8 +234,9 @@ impl Delegates {
 
     /// A broadcast that has not come before: it is handled, and passed on, the first time.
     fn unseen(&self, message: UserBroadcast) -> Option<UserBroadcast> {
-        let new = !self.is_local(&message.origin)
-            && self.kept.borrow_mut().seen.is_new(&message.origin, message.id);
+        let mut kept = self.kept.borrow_mut();
+        let own = kept.is_own(&message.origin) || self.is_local(&message.origin);
+        let new = !own && kept.seen.is_new(&message.origin, message.id);
         if !new {
             self.ring.counters.drop(Lost::SeenBroadcast);
         }

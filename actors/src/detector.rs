@@ -2,15 +2,16 @@
 //! pings, acks and nacks from Transport and its own tick; it says pings and acks to BroadcastQueue and
 //! accusations to NodeState.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use actix::{Actor, Context, StreamHandler};
-use bytes::Bytes;
-use memberlist_protocol::probe::{Action, Unheard};
+use memberlist_protocol::probe::{Action, NoAnswer, TooManyQuestions, Unheard};
 
 use crate::{
+    errors::{AskError, Cause, NotSent, SendError},
+    events::Pinged,
     inbox::{Alarm, Turn, Turns},
-    messages::{DETECTOR, ToDetector, ToQueue, ToState, ToTransport},
+    messages::{DETECTOR, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::up,
     ring::{Shared, now},
     supervisor::Child,
@@ -34,7 +35,8 @@ impl FailureDetector {
         let detector = &ring.detector;
         match item {
             ToDetector::Ping { ping, from } => {
-                let answer = detector.borrow().ping(&ping, from, &Bytes::new(), &ring.view.borrow());
+                let payload = ring.ping_payload().clone();
+                let answer = detector.borrow().ping(&ping, from, &payload, &ring.view.borrow());
                 self.act(answer.map(Some));
             }
             ToDetector::IndirectPing { request, from } => {
@@ -56,7 +58,22 @@ impl FailureDetector {
                 let heard = detector.borrow_mut().stream_ping(seq, answered);
                 self.act(heard);
             }
-            ToDetector::SendFailed { seq } => detector.borrow_mut().send_failed(seq, now),
+            ToDetector::Ask { name, addr, reply } => {
+                let mut rng = ring.rng.borrow_mut();
+                let asked = detector.borrow_mut().ask(name, addr, &ring.view.borrow(), now, &mut *rng);
+                drop(rng);
+                match asked {
+                    Ok((seq, ping)) => {
+                        ring.questions().insert(seq, reply);
+                        self.carry_out(ping);
+                    }
+                    Err(TooManyQuestions) => drop(reply.send(Err(AskError::Send(SendError::Full)))),
+                }
+            }
+            ToDetector::SendFailed { seq } => {
+                let failed = detector.borrow_mut().send_failed(seq, now);
+                self.act(Ok(failed));
+            }
             ToDetector::Newcomer { name, members } => {
                 detector.borrow_mut().newcomer(name, members, &mut *ring.rng.borrow_mut());
             }
@@ -85,11 +102,32 @@ impl FailureDetector {
             Action::Accuse { id, incarnation, evidence } => {
                 ring.command(&ring.state, ToState::Accuse { id, incarnation, evidence });
             }
-            Action::Measured { id, rtt } => tracing::trace!(member = %id, ?rtt, "answered"),
+            Action::Measured { id, rtt, payload } => {
+                tracing::trace!(member = %id, ?rtt, "answered");
+                if ring.listeners.load(Relaxed) > 0 {
+                    let member = ring.view.borrow().get(id.name()).filter(|m| m.id == id).cloned();
+                    if let Some(member) = member {
+                        let pinged = Pinged::new(member, rtt, payload);
+                        ring.command(&ring.delegates, ToDelegates::Pinged(pinged));
+                    }
+                }
+            }
+            Action::Answered { seq, rtt } => self.answer(seq, Ok(rtt)),
+            Action::Unanswered { seq, why: NoAnswer::InTime } => self.answer(seq, Err(AskError::Timeout)),
+            Action::Unanswered { seq, why: NoAnswer::NotSent } => {
+                self.answer(seq, Err(AskError::NotSent(NotSent::Never(Cause::Network))));
+            }
             Action::UdpLost { id } => {
                 up(&ring.counters.udp_lost);
                 tracing::debug!(member = %id, "answers over a stream only: its datagrams are lost");
             }
+        }
+    }
+
+    fn answer(&self, seq: u32, answer: Result<Duration, AskError>) {
+        let reply = self.ring.questions().remove(&seq);
+        if let Some(reply) = reply {
+            let _ = reply.send(answer);
         }
     }
 

@@ -91,21 +91,28 @@ fn list(failed: &[(String, JoinError)]) -> String {
 #[error("the node has stopped")]
 pub struct Stopped;
 
-/// This node could not say something else about itself.
+/// This node could not say something else about itself, or about a dead member.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
-    /// Metadata and tags do not fit into what they share. Nothing has changed.
-    #[error("metadata and tags take {len} bytes; at most {max} are allowed")]
+    /// Metadata and tags do not fit into what they share, or a ping's payload does not fit. Nothing has
+    /// changed.
+    #[error("it takes {len} bytes; at most {max} are allowed")]
     TooLarge {
         /// Bytes on the wire.
         len: usize,
         /// Bytes allowed.
         max: usize,
     },
-    /// The node has left.
+    /// The node has left. It can say something again once it has joined again.
     #[error("the node has left")]
     Left,
+    /// There is no member of that name. Nothing has changed.
+    #[error("there is no member of that name")]
+    Unknown,
+    /// The member is alive, or may still refute, or is this node itself. Nothing has changed.
+    #[error("the member is not dead")]
+    StillAlive,
     /// The node has too much to do just now. Nothing has changed; try again.
     #[error("the node is busy")]
     Busy,
@@ -146,6 +153,24 @@ impl From<TooLarge> for SendError {
     }
 }
 
+/// A question has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// It was not taken.
+    #[error("not asked: {0}")]
+    Send(SendError),
+    /// It was taken, and has not got through.
+    #[error(transparent)]
+    NotSent(NotSent),
+    /// There was no answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The name or the address is no node's. Nothing was asked.
+    #[error("no node can be asked there: {0}")]
+    Target(MemberError),
+}
+
 /// A message that was taken has not got through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -177,6 +202,9 @@ pub enum Cause {
     /// The peer is dead, or another run of it is in its place.
     #[error("the peer is dead")]
     PeerDead,
+    /// The network did not take it.
+    #[error("the network did not take it")]
+    Network,
     /// A newer broadcast has replaced it.
     #[error("replaced by a newer one")]
     Invalidated,

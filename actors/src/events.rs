@@ -52,12 +52,17 @@ pub enum MemberEvent {
         /// The member.
         member: Arc<Member>,
     },
-    /// A member left on its own accord.
+    /// A member left.
     Left {
         /// Number of the event.
         rev: u64,
         /// The member.
         member: Arc<Member>,
+        /// By whose word: its own, an operator's ([`Evidence::ForceLeave`]), or that of another node's full
+        /// state, which does not say whose it was.
+        ///
+        /// [`Evidence::ForceLeave`]: crate::Evidence::ForceLeave
+        why: Accusation,
     },
     /// A member is dead.
     Dead {
@@ -108,7 +113,7 @@ impl MemberEvent {
             Change::Updated { member, before } => Self::Updated { rev, member, before },
             Change::Suspected { member, why } => Self::Suspected { rev, member, why },
             Change::Refuted(member) => Self::Refuted { rev, member },
-            Change::Left(member) => Self::Left { rev, member },
+            Change::Left { member, why } => Self::Left { rev, member, why },
             Change::Dead { member, why } => Self::Dead { rev, member, why },
             Change::Reaped(id) => Self::Reaped { rev, id },
             Change::Conflict { kept, other } => Self::Conflict { rev, kept, other },
@@ -144,6 +149,27 @@ pub enum NodeEvent {
     },
     /// It has stopped. The last event.
     Stopped,
+}
+
+/// A member has answered one of this node's probes. Only answers to the direct ping count that came within
+/// [`Config::probe_timeout`](crate::Config::probe_timeout): a later one, one that another member passed on, or
+/// one over a stream, says little about the way between the two.
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "()")]
+#[non_exhaustive]
+pub struct Pinged {
+    /// The member, as it is known now.
+    pub member: Arc<Member>,
+    /// Time from the ping to its answer.
+    pub rtt: Duration,
+    /// What it has set with `set_ping_payload`, at most 512 bytes.
+    pub payload: Bytes,
+}
+
+impl Pinged {
+    pub(crate) fn new(member: Arc<Member>, rtt: Duration, payload: Bytes) -> Self {
+        Self { member, rtt, payload }
+    }
 }
 
 /// Bytes that a user of another node has sent.

@@ -18,7 +18,12 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::{errors::JoinError, inbox::Refused, messages::ToTransport, ring::Doors};
+use crate::{
+    errors::JoinError,
+    inbox::Refused,
+    messages::{ToState, ToTransport},
+    ring::Doors,
+};
 
 /// Addresses that are tried at once.
 const AT_ONCE: usize = 64;
@@ -120,9 +125,13 @@ pub(crate) async fn join(doors: Arc<Doors>, seeds: Vec<String>) -> Result<Joined
     }
     let deadline = Instant::now() + doors.config.join_timeout;
     let port = doors.view.borrow().local().addr.port();
+    let parsed: Vec<_> = seeds.iter().map(|seed| parse(seed, port)).collect();
+    if parsed.iter().any(Result::is_ok) {
+        rejoin(&doors).await?;
+    }
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
-    let attempts = seeds.iter().map(|seed| {
-        let (doors, at_once, parsed) = (doors.clone(), at_once.clone(), parse(seed, port));
+    let attempts = parsed.into_iter().map(|parsed| {
+        let (doors, at_once) = (doors.clone(), at_once.clone());
         async move {
             let attempt = async {
                 let addrs = resolve(parsed?).await?;
@@ -146,6 +155,16 @@ pub(crate) async fn join(doors: Arc<Doors>, seeds: Vec<String>) -> Result<Joined
         (true, 1) => Err(joined.failed.remove(0).1),
         (true, _) => Err(JoinError::NoneReached(joined.failed)),
     }
+}
+
+/// If this node has left, it comes back. NodeState is asked in any case: a leave may be on its way there.
+async fn rejoin(doors: &Doors) -> Result<(), JoinError> {
+    let (reply, answer) = oneshot::channel();
+    doors.state.command(ToState::Rejoin { reply }).map_err(|refused| match refused {
+        Refused::Busy => JoinError::Busy,
+        Refused::Closed => JoinError::Stopped,
+    })?;
+    answer.await.map_err(|_| JoinError::Lost)
 }
 
 /// Who was reached at any address of a seed; if nobody was, why not at the first.

@@ -47,9 +47,10 @@ mod transport;
 pub use builder::{ClusterBuilder, DEFAULT_PORT};
 pub use cluster::{Broadcast, Cluster, Spread};
 pub use errors::{
-    Cause, ConfigError, JoinError, MemberError, NotSent, Refusal, SendError, StartError, Stopped, UpdateError,
+    AskError, Cause, ConfigError, JoinError, MemberError, NotSent, Refusal, SendError, StartError, Stopped,
+    UpdateError,
 };
-pub use events::{MemberEvent, NodeEvent, Replay, Sender, UserBytes};
+pub use events::{MemberEvent, NodeEvent, Pinged, Replay, Sender, UserBytes};
 pub use join::{Joined, Until};
 pub use memberlist_protocol::{
     accusation::{Accusation, Evidence, Outcome, Why},
@@ -59,7 +60,10 @@ pub use memberlist_protocol::{
     view::View,
 };
 pub use metrics::{InboxMetrics, Metrics};
-pub use node::{Join, Leave, LeaveReport, Members, Node, SetMeta, Shutdown, Subscribe};
+pub use node::{
+    ForceLeave, Join, Leave, LeaveReport, Members, Node, Ping, SetMeta, SetPingPayload, SetTags, Shutdown,
+    Subscribe,
+};
 pub use peer::{Peer, Sent};
 pub use pump::Subscription;
 pub use questions::{Admit, Export, Merge, SharedState};

@@ -21,8 +21,8 @@ use smallvec::SmallVec;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    errors::{JoinError, NotSent, UpdateError},
-    events::{MemberEvent, UserBytes},
+    errors::{AskError, JoinError, NotSent, UpdateError},
+    events::{MemberEvent, Pinged, UserBytes},
     inbox::Item,
     pump::{Pump, Subscribing},
     questions::{Admit, Sharing},
@@ -87,6 +87,10 @@ pub(crate) enum ToState {
     Admitted { name: Arc<str>, number: u64, verdict: Result<(), String> },
     /// From the handle: this node says something else about itself.
     Update { tags: Option<Tags>, meta: Option<Bytes>, reply: Reply<Result<(), UpdateError>> },
+    /// From the handle: a dead member has left.
+    ForceLeave { name: String, reply: Reply<Result<(), UpdateError>> },
+    /// From a join: if this node has left, it comes back as another run.
+    Rejoin { reply: Reply<()> },
     /// From the handle: leave.
     Leave { reply: Reply<Bytes> },
 }
@@ -103,6 +107,8 @@ impl Item for ToState {
         Welcome {} => "welcome",
         Admitted {} => "admitted",
         Update {} => "update",
+        ForceLeave {} => "force_leave",
+        Rejoin {} => "rejoin",
         Leave {} => "leave",
     });
 
@@ -128,6 +134,8 @@ pub(crate) enum ToDetector {
     Nack(Nack),
     /// From a stream: the ping over it has ended.
     StreamPinged { seq: u32, answered: bool },
+    /// From the handle: is somebody of that name there?
+    Ask { name: Arc<str>, addr: SocketAddr, reply: Reply<Result<Duration, AskError>> },
     /// From Transport: a ping could not be sent.
     SendFailed { seq: u32 },
     /// From NodeState: a member is new.
@@ -143,6 +151,7 @@ impl Item for ToDetector {
         Ack(_) => "ack",
         Nack(_) => "nack",
         StreamPinged {} => "stream_pinged",
+        Ask {} => "ask",
         SendFailed {} => "send_failed",
         Newcomer {} => "newcomer",
         Doubt () => "doubt",
@@ -249,6 +258,10 @@ pub(crate) enum ToDelegates {
     Subscribe(Subscribing<MemberEvent>),
     /// From the handle: somebody wants users' bytes.
     Serve(Subscribing<UserBytes>),
+    /// From the handle: somebody wants to know of answered probes.
+    Listen(Subscribing<Pinged>),
+    /// From FailureDetector, if somebody wants to know: a member has answered.
+    Pinged(Pinged),
     /// From the handle: somebody wants what the supervisor tells, and needs a pump for it.
     Run(Pump),
     /// From the handle: something to be done on the node's thread, which ends with the node.
@@ -269,6 +282,8 @@ impl Item for ToDelegates {
         Share(_) => "share",
         Subscribe(_) => "subscribe",
         Serve(_) => "serve",
+        Listen(_) => "listen",
+        Pinged(_) => "pinged",
         Run(_) => "run",
         Work(_) => "work",
         Unsubscribe {} => "unsubscribe",

@@ -36,6 +36,8 @@ pub(crate) enum Lost {
     NoHandler,
     /// A user's broadcast whose handler has too much to do.
     HandlerBusy,
+    /// An answered probe that a subscriber had no room for.
+    PingUnheard,
     /// A subscriber that lagged behind, and got a snapshot instead of events.
     SubscriberLagged,
     /// A message whose handler panicked.
@@ -59,7 +61,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    const ALL: [(Self, &'static str); 22] = [
+    const ALL: [(Self, &'static str); 23] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -72,6 +74,7 @@ impl Lost {
         (Self::SeenBroadcast, "seen_broadcast"),
         (Self::NoHandler, "no_handler"),
         (Self::HandlerBusy, "handler_busy"),
+        (Self::PingUnheard, "ping_unheard"),
         (Self::SubscriberLagged, "subscriber_lagged"),
         (Self::Panicked, "panicked"),
         (Self::Undelivered, "undelivered"),

@@ -20,7 +20,7 @@ use memberlist_protocol::{
     view::View,
     wire::{
         frame::{Envelope, Packer},
-        message::Message as Wire,
+        message::{Ack, Message as Wire},
     },
 };
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
@@ -29,7 +29,7 @@ use crate::{
     cluster::Handle,
     delegates::{self, Delegates},
     detector::FailureDetector,
-    errors::{JoinError, StartError, Stopped, UpdateError},
+    errors::{AskError, JoinError, StartError, Stopped, UpdateError},
     events::{MemberEvent, NodeEvent, Replay},
     hooks::Hooks,
     join::Joined,
@@ -55,6 +55,7 @@ pub(crate) struct Plan {
     pub(crate) plaintext: bool,
     pub(crate) meta: Bytes,
     pub(crate) tags: Tags,
+    pub(crate) ping_payload: Bytes,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) seed: Option<u64>,
     pub(crate) watchdog: bool,
@@ -78,6 +79,13 @@ impl Plan {
                 "512 bytes together with the tags, 4 bytes each for those",
             )
         })?;
+        if self.ping_payload.len() > Ack::MAX_PAYLOAD {
+            return Err(ConfigError::new(
+                "ping_payload",
+                format!("{} bytes long", self.ping_payload.len()),
+                format!("at most {} bytes", Ack::MAX_PAYLOAD),
+            ));
+        }
         Envelope::new(&self.label)?;
         let public = self.advertise.unwrap_or(self.bind);
         if let Some(advertise) = self.advertise {
@@ -143,7 +151,7 @@ pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, Start
     };
     check_addr(canonical(addr), canonical(addr))
         .map_err(|error| ConfigError::new("advertise", addr.to_string(), error.to_string()))?;
-    let mut local = Member::new(NodeId::new(plan.name.as_str(), rng.random()), addr, 1, start);
+    let mut local = Member::new(NodeId::drawn(plan.name.as_str(), &mut rng), addr, 1, start);
     local.meta = plan.meta;
     local.tags = plan.tags;
     local.versions = Versions::CURRENT;
@@ -151,6 +159,7 @@ pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, Start
     let members = Table::new(plan.config.clone(), local, rng.random());
     let view = members.view();
     let doors = Arc::new(Doors::new(plan.config.clone(), view.clone(), plan.hooks, plan.admit.is_some()));
+    *doors.ping_payload() = plan.ping_payload;
     let detector = Detector::new(plan.config.clone(), start, &mut rng);
     let kept_state = Rc::new(RefCell::new(state::Kept::new(members, &mut rng, start)));
     let ring = Rc::new(Ring {
@@ -350,6 +359,41 @@ pub struct SetMeta {
     pub meta: Bytes,
 }
 
+/// Sets this node's tags; see [`Cluster::set_tags`](crate::Cluster::set_tags).
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "Result<(), UpdateError>")]
+pub struct SetTags {
+    /// At most 512 bytes together with the metadata, 4 bytes each for themselves.
+    pub tags: Tags,
+}
+
+/// Sets what comes with this node's answers to pings; see
+/// [`Cluster::set_ping_payload`](crate::Cluster::set_ping_payload).
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "Result<(), UpdateError>")]
+pub struct SetPingPayload {
+    /// At most 512 bytes.
+    pub payload: Bytes,
+}
+
+/// Pings somebody; see [`Cluster::ping`](crate::Cluster::ping).
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "Result<Duration, AskError>")]
+pub struct Ping {
+    /// Who is meant.
+    pub name: String,
+    /// Where that is.
+    pub addr: SocketAddr,
+}
+
+/// Declares a dead member to have left; see [`Cluster::force_leave`](crate::Cluster::force_leave).
+#[derive(Message, Clone, Debug)]
+#[rtype(result = "Result<(), UpdateError>")]
+pub struct ForceLeave {
+    /// Who.
+    pub name: String,
+}
+
 /// Subscribes to member events; see [`Cluster::subscribe`](crate::Cluster::subscribe).
 #[derive(Message)]
 #[rtype(result = "Result<Subscription, Stopped>")]
@@ -415,6 +459,37 @@ impl Handler<SetMeta> for Node {
                 .into_actor(self)
                 .map(|result, _, _| result),
         )
+    }
+}
+
+impl Handler<SetTags> for Node {
+    type Result = ResponseActFuture<Self, Result<(), UpdateError>>;
+    fn handle(&mut self, m: SetTags, _: &mut Context<Self>) -> Self::Result {
+        let handle = self.handle.clone();
+        Box::pin(async move { handle.update(Some(m.tags), None).await }.into_actor(self))
+    }
+}
+
+impl Handler<SetPingPayload> for Node {
+    type Result = Result<(), UpdateError>;
+    fn handle(&mut self, m: SetPingPayload, _: &mut Context<Self>) -> Self::Result {
+        self.handle.set_ping_payload(m.payload)
+    }
+}
+
+impl Handler<Ping> for Node {
+    type Result = ResponseActFuture<Self, Result<Duration, AskError>>;
+    fn handle(&mut self, m: Ping, _: &mut Context<Self>) -> Self::Result {
+        let handle = self.handle.clone();
+        Box::pin(async move { handle.ping(&m.name, m.addr).await }.into_actor(self))
+    }
+}
+
+impl Handler<ForceLeave> for Node {
+    type Result = ResponseActFuture<Self, Result<(), UpdateError>>;
+    fn handle(&mut self, m: ForceLeave, _: &mut Context<Self>) -> Self::Result {
+        let handle = self.handle.clone();
+        Box::pin(async move { handle.force_leave(m.name).await }.into_actor(self))
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     cluster::Handle,
-    errors::{Cause, NotSent, SendError},
+    errors::{AskError, Cause, NotSent, SendError},
     outbox::{Fate, Parcel},
     ring::Doors,
 };
@@ -89,6 +90,15 @@ impl Peer {
         let parcel = Parcel { address, bytes, fate: Fate::One(reply) };
         doors.outbox.send(&self.id, parcel).map_err(|(error, _)| error)?;
         Ok(Sent(Outcome::new(fate, doors)))
+    }
+
+    /// Pings it, as [`Cluster::ping`](crate::Cluster::ping) does.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::ping`](crate::Cluster::ping), and [`SendError::Gone`] within.
+    pub async fn ping(&self) -> Result<Duration, AskError> {
+        let member = self.member().ok_or_else(|| AskError::Send(gone(self.handle.doors())))?;
+        self.handle.ping(member.name(), member.addr).await
     }
 }
 

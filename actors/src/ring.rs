@@ -2,11 +2,13 @@
 
 use std::{
     cell::{OnceCell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
-    time::Instant,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use memberlist_protocol::{
     accusation::History, config::Config, probe::Detector, view::View, wire::frame::Envelope,
 };
@@ -14,15 +16,19 @@ use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::watch;
 
 use crate::{
+    errors::AskError,
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
-    messages::{ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
+    messages::{Reply, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
     outbox::Outbox,
     pump::{NodeEvents, Pump},
     supervisor::Supervisor,
 };
+
+/// Who waits for the answer to a ping, by its number.
+pub(crate) type Questions = BTreeMap<u32, Reply<Result<Duration, AskError>>>;
 
 /// What the handle may touch from any thread: inboxes, counters, the view.
 pub(crate) struct Doors {
@@ -34,6 +40,12 @@ pub(crate) struct Doors {
     pub(crate) delegates: Arc<Inbox<ToDelegates>>,
     pub(crate) counters: Counters,
     pub(crate) history: Mutex<History>,
+    /// What comes with this node's answers to pings.
+    ping_payload: Mutex<Bytes>,
+    /// Who waits for the answer to a ping, by its number.
+    questions: Mutex<Questions>,
+    /// Subscribers of answered probes.
+    pub(crate) listeners: std::sync::atomic::AtomicUsize,
     pub(crate) view: watch::Sender<View>,
     pub(crate) node_events: Arc<NodeEvents>,
     pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
@@ -67,6 +79,9 @@ impl Doors {
             delegates: Inbox::new(control, news),
             counters: Counters::default(),
             history: Mutex::default(),
+            ping_payload: Mutex::default(),
+            questions: Mutex::default(),
+            listeners: 0.into(),
             view: watch::Sender::new(view),
             node_events: Arc::default(),
             broadcasts_queued: 0.into(),
@@ -84,8 +99,16 @@ impl Doors {
         }
     }
 
-    pub(crate) fn history(&self) -> std::sync::MutexGuard<'_, History> {
+    pub(crate) fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ping_payload(&self) -> MutexGuard<'_, Bytes> {
+        self.ping_payload.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn questions(&self) -> MutexGuard<'_, Questions> {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number that nothing else of this node has.
@@ -103,6 +126,8 @@ impl Doors {
         self.transport.close();
         self.delegates.close();
         self.outbox.close();
+        let waiting = std::mem::take(&mut *self.questions());
+        drop(waiting);
     }
 
     pub(crate) fn metrics(&self) -> Metrics {

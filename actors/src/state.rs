@@ -18,7 +18,7 @@ use memberlist_protocol::{
     gate::{Gate, Knock},
     gossip::Piggyback,
     member::{MAX_META, MemberState, NodeId, meta_len},
-    members::{Change, Decision, Effects, Ignored, Members},
+    members::{Change, Decision, Effects, Ignored, Members, NotForced},
     push_pull::{self, OwnState},
     wire::{
         codec,
@@ -176,6 +176,24 @@ impl NodeState {
                 self.publish();
                 let _ = reply.send(answer);
             }
+            ToState::ForceLeave { name, reply } => {
+                let word = self.kept.borrow().members.force_leave(&name, now);
+                let answer = word.map(|decision| self.carry_out(decision, now)).map_err(|why| match why {
+                    NotForced::Unknown => UpdateError::Unknown,
+                    NotForced::StillAlive => UpdateError::StillAlive,
+                    NotForced::Leaving => UpdateError::Left,
+                });
+                self.publish();
+                let _ = reply.send(answer);
+            }
+            ToState::Rejoin { reply } => {
+                if let Ok(decision) = self.decide(|members, rng| members.rejoin(now, rng)) {
+                    self.carry_out(decision, now);
+                }
+                // What the node does next, it does as the new run.
+                self.publish();
+                let _ = reply.send(());
+            }
             ToState::Leave { reply } => {
                 if let Ok(decision) = self.decide(|members, _| members.leave(now)) {
                     self.carry_out(decision, now);
@@ -320,7 +338,10 @@ impl NodeState {
                 tracing::info!(member = %member.id, "refuted the suspicion");
                 self.ring.history().refuted(&member.id, now);
             }
-            Change::Left(member) => tracing::info!(member = %member.id, "left"),
+            Change::Left { member, why } => {
+                tracing::info!(member = %member.id, by = %why.by, evidence = ?why.evidence, "left");
+                self.ring.history().note(&member.id, why, Outcome::Left(now));
+            }
             Change::Dead { member, why } => {
                 tracing::info!(member = %member.id, by = %why.by, confirmed_by = ?why.confirmed_by, evidence = ?why.evidence, "dead");
                 self.ring.history().note(&member.id, why, Outcome::Dead(now));
@@ -522,7 +543,9 @@ fn kind(change: &Change) -> String {
             format!("suspected {} {} by {} {:?}", m.id, m.incarnation, why.by, why.evidence)
         }
         Change::Refuted(m) => format!("refuted {} {}", m.id, m.incarnation),
-        Change::Left(m) => format!("left {} {}", m.id, m.incarnation),
+        Change::Left { member: m, why } => {
+            format!("left {} {} by {} {:?}", m.id, m.incarnation, why.by, why.evidence)
+        }
         Change::Dead { member: m, why } => {
             let (by, confirmed_by) = (&why.by, &why.confirmed_by);
             format!("dead {} {} by {by} {confirmed_by:?} {:?}", m.id, m.incarnation, why.evidence)

@@ -207,7 +207,7 @@ async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>, from: SocketAdd
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;
             let Message::Ping(ping) = codec::decode(&bytes)? else { return Err(WireError::Kind.into()) };
-            if ping.target != ring.view.borrow().local().id {
+            if !ring.view.borrow().local().id.answers_to(&ping.target) {
                 return Ok(());
             }
             let ack = Message::Ack(Ack { seq: ping.seq, payload: Bytes::new() });

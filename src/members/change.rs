@@ -85,6 +85,17 @@ impl Ignored {
     }
 }
 
+/// Why a member was not declared to have left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotForced {
+    /// There is nobody of that name.
+    Unknown,
+    /// It is alive, or still has time to refute; or it is this node itself.
+    StillAlive,
+    /// This node has left, and speaks for nobody.
+    Leaving,
+}
+
 /// What has become of a member.
 #[derive(Clone, Debug)]
 pub enum Change {
@@ -106,8 +117,13 @@ pub enum Change {
     },
     /// It has answered an accusation.
     Refuted(Arc<Member>),
-    /// It left.
-    Left(Arc<Member>),
+    /// It left, or was declared to have.
+    Left {
+        /// The record now.
+        member: Arc<Member>,
+        /// By whose word.
+        why: Accusation,
+    },
     /// It is dead.
     Dead {
         /// The record now.
@@ -150,7 +166,8 @@ pub struct Decision {
     pub(super) evict: Option<Arc<str>>,
     pub(super) suspicion: Step,
     pub(super) bury: Option<(NodeId, u32)>,
-    pub(super) leave: bool,
+    /// Whether this node leaves, or comes back.
+    pub(super) leaving: Option<bool>,
     pub(super) limited: Option<Limited>,
     pub(super) changes: SmallVec<[Change; 2]>,
     pub(super) broadcast: Option<(Arc<str>, Message)>,

@@ -3,12 +3,12 @@
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use rand::{Rng, RngExt};
+use rand::Rng;
 use smallvec::SmallVec;
 
 use super::{
     Case, Members,
-    change::{Change, Decision, Ignored, Limited, Step, Verdict},
+    change::{Change, Decision, Ignored, Limited, NotForced, Step, Verdict},
 };
 use crate::{
     accusation::{Accusation, Evidence},
@@ -227,7 +227,8 @@ impl Members {
         }
     }
 
-    /// A verdict, or a farewell.
+    /// A verdict, a farewell, or an operator's word that a member has left. Of "dead" and "left" at the same
+    /// incarnation the latter wins, in whichever order they come: all nodes end up with the same.
     ///
     /// # Errors
     /// Why it changes nothing.
@@ -242,21 +243,22 @@ impl Members {
         if record.id == self.local.id {
             return self.refute(m.incarnation, rng);
         }
-        if record.state.is_gone() {
+        let state = if m.is_left() { MemberState::Left } else { MemberState::Dead };
+        if record.state == MemberState::Left || record.state == state {
             return self.raise(record, m.incarnation);
         }
         let name = record.id.shared_name();
-        let state = if m.is_farewell() { MemberState::Left } else { MemberState::Dead };
         let member = Arc::new(record.turned(state, m.incarnation, now));
+        let said = || Accusation {
+            by: m.by.clone(),
+            confirmed_by: m.confirmed_by.clone(),
+            evidence: m.evidence,
+            at: now,
+        };
         let change = if state == MemberState::Left {
-            Change::Left(member.clone())
+            Change::Left { member: member.clone(), why: said() }
         } else {
-            let why = self.cases.get(name).map(Case::accusation).unwrap_or_else(|| Accusation {
-                by: m.by.clone(),
-                confirmed_by: m.confirmed_by.clone(),
-                evidence: m.evidence,
-                at: now,
-            });
+            let why = self.cases.get(name).map(Case::accusation).unwrap_or_else(said);
             Change::Dead { member: member.clone(), why }
         };
         Ok(Decision {
@@ -348,7 +350,7 @@ impl Members {
         match incarnation.checked_add(1) {
             Some(next) => local.incarnation = next,
             None => {
-                local.id = NodeId::new(local.id.shared_name().clone(), rng.random());
+                local.id = NodeId::drawn(local.id.shared_name().clone(), rng);
                 local.incarnation = 1;
             }
         }
@@ -398,16 +400,16 @@ impl Members {
                 self.accuse(id, *incarnation, Evidence::PushPull, now, rng)
             }
             MemberState::Left => {
-                let name = id.shared_name();
-                let farewell = Dead {
+                // Its own word or an operator's: a full state does not say which.
+                let left = Dead {
                     id: id.clone(),
                     incarnation: *incarnation,
-                    from: name.clone(),
-                    by: name.clone(),
+                    from: id.shared_name().clone(),
+                    by: self.local.id.shared_name().clone(),
                     confirmed_by: Vec::new(),
-                    evidence: Evidence::Announced,
+                    evidence: Evidence::PushPull,
                 };
-                self.dead(&farewell, now, rng)
+                self.dead(&left, now, rng)
             }
         }
     }
@@ -439,11 +441,76 @@ impl Members {
         let local = Arc::new(self.local.turned(MemberState::Left, self.local.incarnation, now));
         Ok(Decision {
             broadcast: Some((local.id.shared_name().clone(), Message::Dead(Dead::farewell(&local)))),
-            changes: SmallVec::from_iter([Change::Left(local.clone())]),
+            changes: SmallVec::from_iter([Change::Left {
+                why: announced(&local, now),
+                member: local.clone(),
+            }]),
             put: Some(local),
-            leave: true,
+            leaving: Some(true),
             ..Decision::default()
         })
+    }
+
+    /// This node comes back after it has left: as another run, so that what is still said of the old one does
+    /// not concern it, and with a higher incarnation, so that it takes the old one's place also where the
+    /// farewell was missed. Tags and metadata stay.
+    ///
+    /// # Errors
+    /// [`Ignored::Stale`] if it has not left.
+    pub fn rejoin(&self, now: Instant, rng: &mut impl Rng) -> Verdict {
+        if !self.leaving {
+            return Err(Ignored::Stale);
+        }
+        let mut local = self.above(self.local.incarnation, rng);
+        local.id = NodeId::drawn(local.id.shared_name().clone(), rng);
+        (local.state, local.since) = (MemberState::Alive, now);
+        let local = Arc::new(local);
+        Ok(Decision {
+            bury: Some((self.local.id.clone(), self.local.incarnation)),
+            changes: SmallVec::from_iter([Change::Joined(local.clone())]),
+            leaving: Some(false),
+            ..self.announce(local)
+        })
+    }
+
+    /// An operator says that a dead member will not come back: it counts as left, here and wherever the word
+    /// spreads. Saying it of one that has left tells it once more and changes nothing.
+    ///
+    /// Where the member is held for alive after all, as on the other side of a partition, it goes at once, as
+    /// by any other verdict; when it hears of that it refutes, and is back everywhere.
+    ///
+    /// # Errors
+    /// Why it is not said. Nothing changes then.
+    pub fn force_leave(&self, name: &str, now: Instant) -> Result<Decision, NotForced> {
+        if self.leaving {
+            return Err(NotForced::Leaving);
+        }
+        let record = self.roster.get(name).ok_or(NotForced::Unknown)?;
+        if record.state.is_present() || record.name() == self.local.name() {
+            return Err(NotForced::StillAlive);
+        }
+        let word = Dead {
+            id: record.id.clone(),
+            incarnation: record.incarnation,
+            from: self.local.id.shared_name().clone(),
+            by: self.local.id.shared_name().clone(),
+            confirmed_by: Vec::new(),
+            evidence: Evidence::ForceLeave,
+        };
+        let mut decision = Decision::default();
+        if record.state == MemberState::Dead {
+            let member = Arc::new(record.turned(MemberState::Left, record.incarnation, now));
+            let why = Accusation {
+                by: word.by.clone(),
+                confirmed_by: Vec::new(),
+                evidence: Evidence::ForceLeave,
+                at: now,
+            };
+            decision.changes.push(Change::Left { member: member.clone(), why });
+            decision.put = Some(member);
+        }
+        decision.broadcast = Some((record.id.shared_name().clone(), Message::Dead(word)));
+        Ok(decision)
     }
 
     /// What this node says of a suspect.
@@ -456,6 +523,7 @@ impl Members {
         }
     }
 
+    /// What a member that speaks from an older state is told: that it is held for gone.
     fn hearsay_of_death(&self, record: &Member) -> Dead {
         let from = self.local.id.shared_name().clone();
         Dead {
@@ -467,4 +535,10 @@ impl Members {
             evidence: Evidence::Hearsay,
         }
     }
+}
+
+/// What a member says of itself when it leaves.
+fn announced(member: &Member, now: Instant) -> Accusation {
+    let by = member.id.shared_name().clone();
+    Accusation { by, confirmed_by: Vec::new(), evidence: Evidence::Announced, at: now }
 }

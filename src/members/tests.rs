@@ -88,6 +88,16 @@ impl Bench {
         self.apply(verdict)
     }
 
+    fn force_leave(&mut self, name: &str) -> Result<Effects, NotForced> {
+        let decision = self.table.force_leave(name, self.now);
+        decision.map(|decision| self.table.apply(decision, self.now))
+    }
+
+    fn rejoin(&mut self) -> Result<Effects, Ignored> {
+        let verdict = self.table.rejoin(self.now, &mut self.rng);
+        self.apply(verdict)
+    }
+
     fn leave(&mut self) -> Result<Effects, Ignored> {
         let verdict = self.table.leave(self.now);
         self.apply(verdict)
@@ -137,7 +147,7 @@ fn names(effects: &Effects) -> Vec<&'static str> {
             Change::Updated { .. } => "updated",
             Change::Suspected { .. } => "suspected",
             Change::Refuted(_) => "refuted",
-            Change::Left(_) => "left",
+            Change::Left { .. } => "left",
             Change::Dead { .. } => "dead",
             Change::Reaped(_) => "reaped",
             Change::Conflict { .. } => "conflict",
@@ -558,4 +568,147 @@ fn a_decision_that_is_not_applied_changes_nothing() {
     let _ = bench.table.leave(bench.now);
     assert_eq!((bench.table.view().rev(), bench.table.version()), (rev, version));
     assert_eq!(bench.state("x"), Some((A, 5)));
+}
+
+/// An operator's word about `x`, as it comes over the wire.
+fn word(incarnation: u32) -> Dead {
+    Dead {
+        id: NodeId::new("x", RUN),
+        incarnation,
+        from: "operator".into(),
+        by: "operator".into(),
+        confirmed_by: Vec::new(),
+        evidence: Evidence::ForceLeave,
+    }
+}
+
+#[test]
+fn an_operator_declares_only_the_dead_to_have_left() {
+    let mut bench = Bench::with_x();
+    assert_eq!(bench.force_leave("nobody").unwrap_err(), NotForced::Unknown);
+    assert_eq!(bench.force_leave("x").unwrap_err(), NotForced::StillAlive);
+    assert_eq!(bench.force_leave("self").unwrap_err(), NotForced::StillAlive);
+    bench.suspect("x", RUN, 5, "a").unwrap();
+    assert_eq!(bench.force_leave("x").unwrap_err(), NotForced::StillAlive, "it may still refute");
+    bench.dead("x", RUN, 5, "a").unwrap();
+    let effects = bench.force_leave("x").unwrap();
+    let [(_, Change::Left { member, why })] = &effects.changes[..] else { panic!("{effects:?}") };
+    assert_eq!((member.state, &*why.by, why.evidence), (L, "self", Evidence::ForceLeave));
+    assert!(matches!(&effects.broadcast, Some((_, Message::Dead(m))) if m.is_left() && !m.is_farewell()));
+    // Once more it is only told once more.
+    let again = bench.force_leave("x").unwrap();
+    assert!(again.changes.is_empty() && again.broadcast.is_some());
+    assert_eq!(bench.state("x"), Some((L, 5)));
+    bench.leave().unwrap();
+    assert_eq!(bench.force_leave("x").unwrap_err(), NotForced::Leaving);
+    assert_eq!(bench.force_leave("self").unwrap_err(), NotForced::Leaving);
+}
+
+#[test]
+fn of_dead_and_left_at_the_same_incarnation_left_wins_in_whichever_order_they_come() {
+    let farewell = Dead { from: "x".into(), by: "x".into(), evidence: Evidence::Announced, ..word(5) };
+    let merged = Remembered { alive: alive("x", RUN, 5, 2), state: L };
+    for how in 0..3 {
+        for left_first in [true, false] {
+            let mut bench = Bench::with_x();
+            if !left_first {
+                bench.dead("x", RUN, 5, "a").unwrap();
+            }
+            let verdict = match how {
+                0 => bench.table.dead(&word(5), bench.now, &mut bench.rng),
+                1 => bench.table.dead(&farewell, bench.now, &mut bench.rng),
+                _ => bench.table.merge(&merged, bench.now, &mut bench.rng),
+            };
+            let effects = bench.apply(verdict).unwrap();
+            assert_eq!(names(&effects), ["left"]);
+            assert!(
+                matches!(effects.broadcast, Some((_, Message::Dead(m))) if m.is_left()),
+                "it is passed on"
+            );
+            if left_first {
+                assert_eq!(bench.dead("x", RUN, 5, "a").unwrap_err(), Ignored::Stale);
+                assert_eq!(bench.merge(alive("x", RUN, 5, 2), D).unwrap_err(), Ignored::Stale);
+            }
+            assert_eq!(bench.state("x"), Some((L, 5)), "{how}");
+        }
+    }
+}
+
+#[test]
+fn an_operators_word_counts_at_the_incarnation_that_it_names_and_no_higher_one() {
+    let mut bench = Bench::with_x();
+    bench.dead("x", RUN, 5, "a").unwrap();
+    bench.alive(alive("x", RUN, 6, 2)).unwrap();
+    let late = bench.table.dead(&word(5), bench.now, &mut bench.rng);
+    assert_eq!(bench.apply(late).unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.state("x"), Some((A, 6)));
+    // About the node itself it is an accusation as any other.
+    let me = Dead { id: NodeId::new("self", SELF_RUN), ..word(1) };
+    let verdict = bench.table.dead(&me, bench.now, &mut bench.rng);
+    assert!(bench.apply(verdict).unwrap().refuted);
+}
+
+#[test]
+fn one_that_was_declared_to_have_left_comes_back_higher_or_as_another_run_and_hears_why_it_must() {
+    for back in [alive("x", RUN, 6, 2), alive("x", RUN + 1, 1, 99)] {
+        let mut bench = Bench::with_x();
+        bench.dead("x", RUN, 5, "a").unwrap();
+        bench.force_leave("x").unwrap();
+        let told = bench.alive(alive("x", RUN, 5, 2)).unwrap();
+        assert!(matches!(told.tell, Some((to, Message::Dead(_))) if to == addr(2)));
+        assert_eq!(names(&bench.alive(back).unwrap()), ["joined"]);
+    }
+}
+
+#[test]
+fn one_that_turns_from_dead_to_left_is_forgotten_as_one_that_left_and_the_time_of_its_death_is_void() {
+    let hours = |n: u64| Duration::from_secs(3600 * n);
+    let mut bench = Bench::with_x();
+    bench.dead("x", RUN, 5, "a").unwrap();
+    bench.wait(hours(60));
+    bench.force_leave("x").unwrap();
+    assert!(bench.wait(hours(23)).is_empty(), "it was dead for 72 hours meanwhile");
+    assert!(matches!(&bench.wait(hours(2))[..], [Change::Reaped(_)]));
+}
+
+#[test]
+fn after_a_leave_this_node_comes_back_as_another_run_with_what_it_said_of_itself() {
+    let mut bench = Bench::with_x();
+    assert_eq!(bench.rejoin().unwrap_err(), Ignored::Stale, "it has not left");
+    bench.update(b"meta").unwrap();
+    bench.leave().unwrap();
+    let effects = bench.rejoin().unwrap();
+    assert_eq!(names(&effects), ["joined"]);
+    let local = bench.table.local().clone();
+    assert_ne!(local.id.run(), SELF_RUN);
+    assert_eq!((local.state, local.incarnation, &local.meta[..]), (A, 3, &b"meta"[..]));
+    assert!(matches!(effects.broadcast, Some((_, Message::Alive(m))) if m.id == local.id));
+    assert_eq!(bench.table.roster().present(), bench.table.roster().len());
+
+    // What is late of the old run does not concern it, but for a reminder.
+    assert_eq!(bench.suspect("self", SELF_RUN, 9, "x").unwrap_err(), Ignored::OtherRun);
+    assert!(!bench.dead("self", SELF_RUN, 2, "self").unwrap().refuted);
+    assert_eq!(bench.alive(alive("self", SELF_RUN, 2, 1)).unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.table.local().id, local.id);
+    // What is said of the new one does.
+    assert!(bench.suspect("self", local.id.run(), 3, "a").unwrap().refuted);
+    assert!(bench.update(b"new").is_ok());
+    assert!(bench.leave().is_ok() && bench.rejoin().is_ok());
+}
+
+#[test]
+fn who_holds_a_node_for_left_or_has_missed_its_farewell_takes_its_new_run_and_nothing_late_of_the_old_one() {
+    for heard in [true, false] {
+        let mut bench = Bench::with_x();
+        if heard {
+            bench.dead("x", RUN, 5, "x").unwrap();
+        }
+        let effects = bench.alive(alive("x", RUN + 1, 6, 2)).unwrap();
+        assert_eq!(names(&effects).last(), Some(&"joined"));
+        assert_eq!(bench.dead("x", RUN, 5, "x").unwrap_err(), Ignored::OtherRun);
+        assert_eq!(bench.merge(alive("x", RUN, 5, 2), L).unwrap_err(), Ignored::OtherRun);
+        assert_eq!(bench.suspect("x", RUN, 5, "a").unwrap_err(), Ignored::OtherRun);
+        assert_eq!(bench.alive(alive("x", RUN, 5, 2)).unwrap_err(), Ignored::Tombstone);
+        assert_eq!(bench.table.roster().get("x").unwrap().id.run(), RUN + 1);
+    }
 }

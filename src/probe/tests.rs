@@ -97,7 +97,7 @@ fn a_ping_that_is_answered_ends_the_round_and_is_measured() {
     assert!(bench.detector.expects(ping.seq));
     bench.now += ms(20);
     let measured = bench.ack(ping.seq).unwrap();
-    assert_eq!(measured, Some(Action::Measured { id: ping.target, rtt: ms(20) }));
+    assert_eq!(measured, Some(Action::Measured { id: ping.target, rtt: ms(20), payload: Bytes::new() }));
     assert_eq!(bench.ack(ping.seq), Err(Unheard::UnknownSequence), "an answer counts once");
     assert_eq!(
         bench.detector.due(),
@@ -202,7 +202,7 @@ fn a_suspect_is_told_along_with_the_ping() {
 fn one_that_is_held_for_gone_and_pings_is_told_of_it() {
     let mut bench = Bench::new(2);
     let ping = Ping { seq: 5, target: id("self"), from: id("m1") };
-    for (state, told) in [(MemberState::Suspect, true), (MemberState::Dead, true), (MemberState::Left, false)]
+    for (state, told) in [(MemberState::Suspect, true), (MemberState::Dead, true), (MemberState::Left, true)]
     {
         bench.put(member(1).turned(state, 6, bench.now));
         let answer = bench.detector.ping(&ping, addr(1), &Bytes::new(), &bench.view);
@@ -394,4 +394,82 @@ fn a_ping_that_cannot_leave_asks_others_at_once_and_says_so() {
         panic!("{actions:?}")
     };
     assert!(!direct);
+}
+
+fn ask(bench: &mut Bench, name: &str, to: usize) -> (u32, Action) {
+    bench.detector.ask(name.into(), addr(to), &bench.view, bench.now, &mut bench.rng).unwrap()
+}
+
+#[test]
+fn a_question_is_for_whoever_goes_by_the_name_and_its_answer_is_measured() {
+    let mut bench = Bench::new(2);
+    for (name, to, piggyback) in
+        [("m1", 1, Piggyback::Yes), ("m1", 77, Piggyback::No), ("stranger", 77, Piggyback::No)]
+    {
+        let (seq, sent) = ask(&mut bench, name, to);
+        let ping = pings(std::slice::from_ref(&sent))[0].clone();
+        assert_eq!(ping.target, NodeId::new(name, NodeId::ANY_RUN));
+        let Action::Send { to: at, piggyback: news, report, .. } = sent else { panic!() };
+        assert_eq!((at, news, report), (addr(to), piggyback, Some(seq)));
+        assert!(bench.detector.expects(seq));
+        bench.now += ms(30);
+        assert_eq!(bench.ack(seq), Ok(Some(Action::Answered { seq, rtt: ms(30) })));
+        assert_eq!(bench.ack(seq), Err(Unheard::UnknownSequence));
+    }
+}
+
+#[test]
+fn a_question_without_an_answer_ends_after_the_probe_timeout_and_harms_nobody() {
+    let config = Config { probe_interval: Duration::ZERO, ..Config::lan() };
+    let mut bench = Bench::with(2, config);
+    let (seq, _) = ask(&mut bench, "m1", 1);
+    let start = bench.now;
+    assert_eq!(bench.step(), [Action::Unanswered { seq, why: NoAnswer::InTime }]);
+    assert_eq!(bench.now - start, ms(500));
+    assert_eq!((bench.ack(seq), bench.detector.score()), (Err(Unheard::UnknownSequence), 0));
+    let (seq, _) = ask(&mut bench, "m1", 1);
+    let failed = bench.detector.send_failed(seq, bench.now);
+    assert_eq!(failed, Some(Action::Unanswered { seq, why: NoAnswer::NotSent }));
+    assert_eq!(bench.detector.due(), None, "nothing is left of it");
+}
+
+#[test]
+fn questions_are_bounded_and_make_room_when_they_end() {
+    let mut bench = Bench::new(2);
+    for _ in 0..MAX_QUESTIONS {
+        ask(&mut bench, "m1", 1);
+    }
+    let more = |b: &mut Bench| b.detector.ask("m1".into(), addr(1), &b.view, b.now, &mut b.rng).map(drop);
+    assert_eq!(more(&mut bench), Err(TooManyQuestions));
+    bench.now += ms(500);
+    bench.detector.on_time(&bench.view, bench.now, &mut bench.rng);
+    assert_eq!(more(&mut bench), Ok(()));
+}
+
+#[test]
+fn a_ping_of_run_0_is_answered_by_any_run_of_the_name_alone() {
+    let bench = Bench::new(2);
+    let ping = |name| Ping { seq: 5, target: NodeId::new(name, NodeId::ANY_RUN), from: id("m1") };
+    assert!(bench.detector.ping(&ping("self"), addr(1), &Bytes::new(), &bench.view).is_ok());
+    let other = bench.detector.ping(&ping("other"), addr(1), &Bytes::new(), &bench.view);
+    assert_eq!(other, Err(Unheard::NotForMe));
+}
+
+#[test]
+fn only_an_answer_to_the_direct_ping_within_the_probe_timeout_is_measured() {
+    let mut bench = Bench::new(8);
+    let seq = pings(&bench.step())[0].seq;
+    bench.now += ms(500);
+    let in_time = bench.detector.ack(&Ack { seq, payload: Bytes::from_static(b"load") }, bench.now);
+    assert!(
+        matches!(in_time, Ok(Some(Action::Measured { rtt, payload, .. })) if rtt == ms(500) && payload == "load")
+    );
+
+    let seq = pings(&bench.step())[0].seq;
+    bench.step();
+    bench.now += ms(1);
+    let score = bench.detector.score();
+    assert_eq!(bench.ack(seq), Ok(None), "late");
+    assert_eq!(bench.detector.score(), score);
+    assert!(!bench.detector.expects(seq), "it has ended the round all the same");
 }

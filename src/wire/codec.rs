@@ -251,7 +251,7 @@ impl WireMessage<'_> {
                 from: from.checked()?,
             }),
             Self::Ack { seq, payload } => {
-                if payload.len() > MAX_META {
+                if payload.len() > Ack::MAX_PAYLOAD {
                     return Err(WireError::Meta);
                 }
                 Message::Ack(Ack { seq, payload: Bytes::copy_from_slice(payload) })

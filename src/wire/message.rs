@@ -61,7 +61,7 @@ impl Message {
 pub struct Ping {
     /// What the answer has to repeat. It cannot be guessed.
     pub seq: u32,
-    /// Who is meant. Another run of the name does not answer.
+    /// Who is meant. Another name does not answer, nor does another run, unless it is [`NodeId::ANY_RUN`].
     pub target: NodeId,
     /// Who asks.
     pub from: NodeId,
@@ -85,8 +85,14 @@ pub struct IndirectPing {
 pub struct Ack {
     /// The number of the ping.
     pub seq: u32,
-    /// What the answering node sends along.
+    /// What the answering node sends along, at most [`Ack::MAX_PAYLOAD`] bytes. Only a direct ping of a
+    /// member gets any.
     pub payload: Bytes,
+}
+
+impl Ack {
+    /// Bytes that may travel along: with the longest label they fit into the smallest packet.
+    pub const MAX_PAYLOAD: usize = 512;
 }
 
 /// A helper's word that the target has not answered it so far. An [`Ack`] may still follow.
@@ -157,7 +163,8 @@ impl Alive {
     }
 }
 
-/// A verdict, or a farewell when the node speaks about itself.
+/// A verdict; a farewell when the node speaks about itself; with [`Evidence::ForceLeave`] an operator's word
+/// that the node, which was dead, has left.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dead {
     /// Who is gone.
@@ -193,6 +200,11 @@ impl Dead {
     /// Whether the node says it about itself.
     pub fn is_farewell(&self) -> bool {
         *self.from == *self.id.name()
+    }
+
+    /// Whether the node has left, by its own word or by an operator's, and is not just dead.
+    pub fn is_left(&self) -> bool {
+        self.is_farewell() || self.evidence == Evidence::ForceLeave
     }
 }
 

@@ -52,7 +52,7 @@ pub enum WireError {
     /// A name that is empty, too long or unprintable.
     #[error("bad name")]
     Name,
-    /// Metadata and tags that are broken or too large.
+    /// Metadata, tags, or what comes with an answer, that are broken or too large.
     #[error("bad metadata or tags")]
     Meta,
     /// A stream announces more than is accepted.
