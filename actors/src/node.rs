@@ -14,6 +14,7 @@ use actix::{
 use bytes::Bytes;
 use memberlist_protocol::{
     config::{Config, ConfigError},
+    limiter::Limiter,
     member::{Member, NodeId, Tags, canonical, check_meta, check_name},
     members::Members as Table,
     probe::Detector,
@@ -39,7 +40,7 @@ use crate::{
     network::Network,
     pump::Subscription,
     queue::{self, BroadcastQueue},
-    ring::{Doors, Ring, Shared, now},
+    ring::{Doors, Ring, SELDOM, Shared, now},
     state::{self, NodeState},
     supervisor::{self, Child, Ended, Supervisor, watchdog::Pulse},
     transport::{self, Transport},
@@ -154,6 +155,7 @@ pub(crate) async fn start(
         rng: RefCell::new(rng),
         detector: RefCell::new(detector),
         supervisor: OnceCell::new(),
+        logged: RefCell::new(Limiter::new(SELDOM)),
     });
     let kept_queue = Rc::new(RefCell::new(queue::Kept::new(&ring, start)));
     let kept_transport = Rc::new(RefCell::new(transport::Kept::new(&ring)));

@@ -278,7 +278,9 @@ impl NodeState {
     fn merge(&self, peer: Box<State>, why: Exchange, reply: Reply<Result<NodeId, Refusal>>) {
         let admitted = {
             let kept = self.kept.borrow();
+            let sender = peer.sender().map_err(|_| Refusal::Wire);
             push_pull::admit(&kept.members, &peer.header)
+                .and_then(|()| push_pull::admit_address(&kept.members, &sender?.alive))
                 .and_then(|()| push_pull::admit_state(kept.members.local(), &peer))
         };
         match admitted.and_then(|()| self.enough_room(&peer)) {
@@ -293,6 +295,7 @@ impl NodeState {
         {
             let kept = self.kept.borrow();
             push_pull::admit(&kept.members, &peer.header)?;
+            push_pull::admit_address(&kept.members, &sender.alive)?;
             push_pull::admit_name(&kept.members, &sender.alive)?;
             push_pull::admit_state(kept.members.local(), &peer)?;
         }

@@ -8,9 +8,9 @@ use memberlist_protocol::{
     member::NodeId,
     wire::{
         WireError, codec,
-        frame::StreamKind,
+        frame::{OTHER_WIRE, StreamKind, check_wire, is_other_wire},
         message::{Ack, Message, Ping},
-        state::State,
+        state::{Refusal, State},
     },
 };
 use tokio::{
@@ -47,6 +47,8 @@ enum Failure {
     Broken(#[from] io::Error),
     #[error("{0}")]
     Wire(#[from] WireError),
+    #[error("it speaks another version of the wire")]
+    OtherWire,
     #[error("the node is busy, or stops")]
     Unserved,
 }
@@ -57,6 +59,12 @@ const STEP: std::ops::RangeInclusive<usize> = 16 * 1024..=512 * 1024;
 
 /// The part of a stream's time limit after which one that is silent gives way to others who wait.
 const SILENT: u32 = 40;
+
+/// The part of a stream's time limit that a peer of another version of the wire gets.
+const HURRY: u32 = 10;
+
+/// Bytes that such a peer may still send, to be thrown away.
+const MAX_DRAINED: u64 = 1 << 20;
 
 /// Most bytes of a ping or its answer.
 const MAX_PING: usize = 2048;
@@ -92,7 +100,12 @@ impl Line<'_> {
         let mut patience =
             tokio::time::interval_at(Instant::now() + self.limit / SILENT, self.limit / SILENT);
         {
-            let mut first = std::pin::pin!(self.read_exact(&mut head));
+            // Of another version of the wire nothing is known but its first byte.
+            let mut first = std::pin::pin!(async {
+                self.read_exact(&mut head[..1]).await?;
+                check_wire(head[0])?;
+                self.read_exact(&mut head[1..]).await
+            });
             loop {
                 tokio::select! {
                     biased;
@@ -108,8 +121,23 @@ impl Line<'_> {
     }
 
     async fn frame(&mut self, max: usize) -> Result<Bytes, Failure> {
+        let len = self.length().await?;
+        self.body(len, max).await
+    }
+
+    /// The answer of whoever was dialled.
+    async fn answer(&mut self, max: usize) -> Result<Bytes, Failure> {
+        let len = self.length().await?;
+        if is_other_wire(len) { Err(Failure::OtherWire) } else { self.body(len, max).await }
+    }
+
+    async fn length(&mut self) -> Result<[u8; 4], Failure> {
         let mut len = [0; 4];
         self.read_exact(&mut len).await?;
+        Ok(len)
+    }
+
+    async fn body(&mut self, len: [u8; 4], max: usize) -> Result<Bytes, Failure> {
         let len = u32::from_le_bytes(len) as usize;
         if len > max {
             return Err(WireError::TooLong.into());
@@ -129,6 +157,19 @@ impl Line<'_> {
         }
         self.ring.counters.stream_bytes_received.fetch_add((4 + len) as u64, Relaxed);
         Ok(body.into())
+    }
+
+    /// Tells a peer of another version of the wire why it has no other answer.
+    async fn refuse_wire(&mut self) {
+        let connection = &mut self.connection;
+        let farewell = async {
+            connection.write_all(&OTHER_WIRE).await?;
+            connection.shutdown().await?;
+            // A close with bytes unread could take the answer back on its way.
+            tokio::io::copy(&mut connection.take(MAX_DRAINED), &mut tokio::io::sink()).await
+        };
+        let _ = timeout(self.limit / HURRY, farewell).await;
+        self.ring.counters.stream_bytes_sent.fetch_add(OTHER_WIRE.len() as u64, Relaxed);
     }
 
     async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), Failure> {
@@ -156,30 +197,38 @@ async fn ask<T>(ring: &Shared, question: impl FnOnce(oneshot::Sender<T>) -> ToSt
 /// Serves a stream that somebody opened.
 pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Connection>, from: SocketAddr) {
     let mut line = Line { ring: &ring, connection, limit: ring.config.tcp_timeout };
-    if let Err(failure) = served(&ring, &permit.0, &mut line).await {
-        count(&ring, &failure);
+    if let Err(failure) = served(&ring, &permit.0, &mut line, from).await {
+        count(&ring, &failure, from);
+        if matches!(failure, Failure::Wire(WireError::WireVersion)) {
+            line.refuse_wire().await;
+        }
         tracing::debug!(%from, %failure, "stream dropped");
     }
     drop(permit);
 }
 
-fn count(ring: &Shared, failure: &Failure) {
+fn count(ring: &Shared, failure: &Failure, peer: SocketAddr) {
     match failure {
         Failure::Timeout => ring.counters.drop(Lost::StreamTimeout),
         Failure::Broken(_) => ring.counters.drop(Lost::StreamBroken),
-        Failure::Wire(error) => ring.counters.drop(*error),
+        Failure::Wire(error) => ring.drop_bytes(*error, peer),
+        Failure::OtherWire => ring.drop_bytes(WireError::WireVersion, peer),
         Failure::Unserved => {}
     }
 }
 
-async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>) -> Result<(), Failure> {
+async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
     match line.kind(open).await? {
         StreamKind::PushPull => {
             let bytes = line.frame(ring.config.max_state_size).await?;
             let Ok(peer) = State::decode(bytes)? else { return Err(WireError::Kind.into()) };
-            peer.sender()?;
+            let id = peer.sender()?.alive.id;
             let answer = ask(ring, |reply| ToState::Exchange { peer: Box::new(peer), reply }).await?;
-            line.write(&[], &answer.unwrap_or_else(State::refuse)).await
+            let answer = answer.unwrap_or_else(|refusal| {
+                ring.refused(&refusal, &id, from);
+                State::refuse(refusal)
+            });
+            line.write(&[], &answer).await
         }
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;
@@ -215,7 +264,7 @@ pub(crate) async fn ping(
         let ping = Message::Ping(Ping { seq, target, from });
         let bytes = codec::encoded(&ping, MAX_PING).map_err(|_| WireError::TooLong)?;
         line.write(&ring.envelope.open_stream(StreamKind::Ping), &bytes).await?;
-        Ok::<_, Failure>(codec::decode(&line.frame(MAX_PING).await?)?)
+        Ok::<_, Failure>(codec::decode(&line.answer(MAX_PING).await?)?)
     };
     match timeout_at(deadline, exchange).await {
         Ok(Ok(Message::Ack(ack))) => ack.seq == seq,
@@ -239,16 +288,25 @@ pub(crate) async fn push_pull(
     })?;
     let mut line = Line { ring, connection, limit };
     let exchanged = async {
-        line.write(&ring.envelope.open_stream(StreamKind::PushPull), &own).await?;
-        let answer = State::decode(line.frame(ring.config.max_state_size).await?)?;
+        let written = line.write(&ring.envelope.open_stream(StreamKind::PushPull), &own).await;
+        if let Err(Failure::Broken(error)) = written {
+            // Whoever does not understand the first byte may answer, and close, before all is written.
+            return match line.answer(0).await {
+                Err(Failure::OtherWire) => Err(Failure::OtherWire),
+                _ => Err(Failure::Broken(error)),
+            };
+        }
+        written?;
+        let answer = State::decode(line.answer(ring.config.max_state_size).await?)?;
         if let Ok(peer) = &answer {
             peer.sender()?;
         }
         Ok(answer)
     };
     let answer = exchanged.await.map_err(|failure| {
-        count(ring, &failure);
+        count(ring, &failure, addr);
         match failure {
+            Failure::OtherWire => JoinError::Refused(Refusal::Wire),
             Failure::Timeout => JoinError::Timeout,
             Failure::Broken(_) | Failure::Wire(WireError::Truncated) => JoinError::NoAnswer(addr),
             failure => JoinError::Garbled(addr, failure.to_string()),
@@ -259,8 +317,12 @@ pub(crate) async fn push_pull(
     if peer.header.from == ring.view.borrow().local().id {
         return Err(JoinError::Oneself);
     }
+    let id = peer.header.from.clone();
     ask(ring, |reply| ToState::Merge { peer: Box::new(peer), why, reply })
         .await
         .map_err(|_| JoinError::Lost)?
-        .map_err(JoinError::Refused)
+        .map_err(|refusal| {
+            ring.refused(&refusal, &id, addr);
+            JoinError::Refused(refusal)
+        })
 }
