@@ -1,8 +1,19 @@
 //! The settings of a node, and three presets to start from.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use crate::restart::RestartPolicy;
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::{
+    member::{VersionRange, Versions, check_name},
+    restart::RestartPolicy,
+};
+
+mod cidr;
+mod file;
+#[cfg(test)]
+mod table;
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -16,18 +27,56 @@ const fn secs(n: u64) -> Duration {
 /// you must. All nodes of a cluster should have the same ones.
 ///
 /// An interval of zero switches its loop off.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// # As data
+///
+/// Settings can be read from a file, in any format that serde knows. `preset` says where it starts from, `lan`
+/// if it is left out; then follows what differs. Spans of time are texts. A field that does not exist is an
+/// error that names it; a value out of its range is found by [`Config::validate`], which a node calls when it
+/// starts.
+///
+/// ```
+/// # use memberlist_protocol::config::Config;
+/// let file = r#"
+///     preset = "wan"
+///     probe_interval = "4s"
+///     cidrs_allowed = ["10.0.0.0/8", "fd00::/8"]
+///     disable_tcp_pings_for = ["behind-a-firewall"]
+///     delegate_version = { min = 1, max = 3, current = 2 }
+///
+///     [restarts]
+///     immediate = 5
+/// "#;
+/// let config: Config = toml::from_str(file)?;
+/// config.validate()?;
+/// assert_eq!(config.probe_interval.as_secs(), 4);
+/// assert_eq!(config.probe_timeout, Config::wan().probe_timeout);
+///
+/// let error = toml::from_str::<Config>("probe_intervall = \"4s\"").unwrap_err();
+/// assert!(error.message().starts_with("unknown field `probe_intervall`"));
+/// let slow: Config = toml::from_str("probe_timeout = \"2s\"")?;
+/// let error = slow.validate().unwrap_err();
+/// assert_eq!(error.to_string(), "probe_timeout is 2s; allowed: at most probe_interval, 1s");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+#[doc = include_str!("../docs/config.md")]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Config {
     /// Time between two probes that this node starts; each probes one member. Shorter finds a crash sooner,
-    /// and costs packets. 100 ms to 1 min; 0 = this node probes nobody. LAN 1 s, WAN 5 s, local 1 s.
+    /// and costs packets. 10 ms to 1 min; 0 = this node probes nobody. LAN 1 s, WAN 5 s, local 1 s.
+    #[serde(with = "crate::span")]
     pub probe_interval: Duration,
     /// How long a direct ping may take before others are asked to try. Set it to the 99th percentile of the
     /// round-trip time. At most `probe_interval`. LAN 500 ms, WAN 3 s, local 200 ms.
+    #[serde(with = "crate::span")]
     pub probe_timeout: Duration,
     /// Members that are asked to ping one that did not answer. 0 to 16. LAN 3, WAN 3, local 1.
     pub indirect_checks: u32,
     /// Leaves out the ping over a stream that is tried beside the indirect ones. Off.
     pub disable_tcp_pings: bool,
+    /// The same for members of these names alone. At most 4,096. None.
+    pub disable_tcp_pings_for: BTreeSet<String>,
     /// Local health goes from 0 to one less than this. 1 to 64; 1 = probe at one pace in any health. 8.
     pub awareness_max_multiplier: u32,
 
@@ -39,36 +88,53 @@ pub struct Config {
 
     /// Time between two rounds of gossip, as long as there is something to say. 10 ms to 1 min; 0 = no
     /// rounds: news travels on pings and acks alone. LAN 200 ms, WAN 500 ms, local 100 ms.
+    #[serde(with = "crate::span")]
     pub gossip_interval: Duration,
     /// Members that a round of gossip goes to. 0 to 64; 0 = no rounds. LAN 3, WAN 4, local 3.
     pub gossip_nodes: usize,
     /// How long a dead member still gets gossip, so that it learns of its death and can refute.
     /// LAN 30 s, WAN 60 s, local 15 s.
+    #[serde(with = "crate::span")]
     pub gossip_to_the_dead_time: Duration,
     /// Each piece of news is sent `retransmit_mult * ceil(log10(members + 1))` times by each node, but at least
     /// six times, or as often as there are members if these are fewer.
     /// 1 to 64. LAN 4, WAN 4, local 2.
     pub retransmit_mult: u32,
     /// Bytes that a packet is filled up to. What a path carries without fragments: 1,200 to 1,400 across
-    /// networks, up to 8,900 on one with jumbo frames. 512 to 65,000. 1,400.
+    /// networks, up to 8,900 on one with jumbo frames. 1,024 to 65,000. 1,400.
     pub udp_buffer_size: usize,
 
     /// Time between two exchanges of the full state with a random member; clusters above 32 members stretch
-    /// it. 1 s to 1 h; 0 = none but at joining. LAN 30 s, WAN 60 s, local 15 s.
+    /// it. 100 ms to 1 h; 0 = none but at joining. LAN 30 s, WAN 60 s, local 15 s.
+    #[serde(with = "crate::span")]
     pub push_pull_interval: Duration,
-    /// Time limit of a dial, and of each phase of a stream. 100 ms to 5 min. LAN 10 s, WAN 30 s, local 1 s.
+    /// Time limit of a dial, and of each phase of a stream. 10 ms to 5 min. LAN 10 s, WAN 30 s, local 1 s.
+    #[serde(with = "crate::span")]
     pub tcp_timeout: Duration,
-    /// Time limit of a join as a whole. 100 ms to 10 min. LAN 10 s, WAN 30 s, local 2 s.
+    /// Time limit of a join as a whole. 10 ms to 10 min. LAN 10 s, WAN 30 s, local 2 s.
+    #[serde(with = "crate::span")]
     pub join_timeout: Duration,
 
+    /// Networks that this node has to do with. Packets and streams from elsewhere are dropped unread, members
+    /// with an address elsewhere are not taken in, seeds elsewhere are not joined. At most 256. None, which
+    /// allows all; an empty list allows nobody but this node itself.
+    pub cidrs_allowed: Option<Vec<IpNet>>,
+    /// What the application speaks on top of the membership protocol. Nodes of which one does not understand
+    /// what the other speaks take each other for no members. Anything with `min <= current <= max`. All zero.
+    pub delegate_version: VersionRange,
+
     /// How long a dead member is remembered. 72 h.
+    #[serde(with = "crate::span")]
     pub dead_retention: Duration,
     /// How long one that left is remembered. 24 h.
+    #[serde(with = "crate::span")]
     pub left_retention: Duration,
     /// Age at which a dead member's name may be taken at another address by the same run; 0 = never. Another
     /// run need not wait. 0.
+    #[serde(with = "crate::span")]
     pub dead_node_reclaim_time: Duration,
     /// How long the last incarnation of a forgotten member is kept, so that old news cannot revive it. 24 h.
+    #[serde(with = "crate::span")]
     pub tombstone_retention: Duration,
     /// Forgotten members whose last incarnation is kept. 4,096.
     pub max_tombstones: usize,
@@ -118,6 +184,7 @@ pub struct Config {
     pub max_relays: usize,
 
     /// A handler of the node's own that runs for longer is reported as stalled. 10 ms to 1 min. 1 s.
+    #[serde(with = "crate::span")]
     pub stall_after: Duration,
     /// When and how the supervisor restarts an actor that panicked.
     pub restarts: RestartPolicy,
@@ -131,6 +198,7 @@ impl Config {
             probe_timeout: ms(500),
             indirect_checks: 3,
             disable_tcp_pings: false,
+            disable_tcp_pings_for: BTreeSet::new(),
             awareness_max_multiplier: 8,
             suspicion_mult: 4,
             suspicion_max_timeout_mult: 6,
@@ -142,6 +210,8 @@ impl Config {
             push_pull_interval: secs(30),
             tcp_timeout: secs(10),
             join_timeout: secs(10),
+            cidrs_allowed: None,
+            delegate_version: VersionRange { min: 0, max: 0, current: 0 },
             dead_retention: secs(72 * 3600),
             left_retention: secs(24 * 3600),
             dead_node_reclaim_time: Duration::ZERO,
@@ -200,6 +270,11 @@ impl Config {
             join_timeout: secs(2),
             ..Self::lan()
         }
+    }
+
+    /// The versions that a node with these settings speaks.
+    pub fn versions(&self) -> Versions {
+        Versions { delegate: self.delegate_version, ..Versions::CURRENT }
     }
 
     /// The interval that suspicions are measured in: the probe interval, or a second for a node that does
@@ -267,6 +342,13 @@ impl Config {
             return Err(ConfigError::new("probe_timeout", format!("{:?}", self.probe_timeout), limit));
         }
         count("indirect_checks", self.indirect_checks as usize, 0, 16)?;
+        count("disable_tcp_pings_for", self.disable_tcp_pings_for.len(), 0, 4096)?;
+        for name in &self.disable_tcp_pings_for {
+            check_name(name).map_err(|error| {
+                let value: String = name.chars().take(40).collect();
+                ConfigError::new("disable_tcp_pings_for", format!("{value:?}"), error.to_string())
+            })?;
+        }
         count("awareness_max_multiplier", self.awareness_max_multiplier as usize, 1, 64)?;
         count("suspicion_mult", self.suspicion_mult as usize, 1, 64)?;
         count("suspicion_max_timeout_mult", self.suspicion_max_timeout_mult as usize, 1, 64)?;
@@ -277,6 +359,12 @@ impl Config {
         span("push_pull_interval", self.push_pull_interval, ms(100), hour, true)?;
         span("tcp_timeout", self.tcp_timeout, ms(10), secs(300), false)?;
         span("join_timeout", self.join_timeout, ms(10), secs(600), false)?;
+        count("cidrs_allowed", self.cidrs_allowed.as_ref().map_or(0, Vec::len), 0, 256)?;
+        let VersionRange { min, max, current } = self.delegate_version;
+        if !self.delegate_version.is_sound() {
+            let value = format!("min {min}, max {max}, current {current}");
+            return Err(ConfigError::new("delegate_version", value, "min <= current <= max"));
+        }
         let year = hour * 24 * 366;
         span("gossip_to_the_dead_time", self.gossip_to_the_dead_time, ms(1), year, true)?;
         span("dead_retention", self.dead_retention, ms(1), year, false)?;
@@ -302,7 +390,15 @@ impl Config {
         count("max_state_size", self.max_state_size, 64 << 10, 1 << 30)?;
         count("max_streams", self.max_streams, 4, 65_536)?;
         count("max_relays", self.max_relays, 0, 65_536)?;
-        span("stall_after", self.stall_after, ms(10), secs(60), false)
+        span("stall_after", self.stall_after, ms(10), secs(60), false)?;
+        let restarts = &self.restarts;
+        count("restarts.immediate", restarts.immediate as usize, 0, 1000)?;
+        count("restarts.delayed_before_all", restarts.delayed_before_all as usize, 1, 1000)?;
+        span("restarts.window", restarts.window, ms(1), hour, false)?;
+        span("restarts.first_delay", restarts.first_delay, ms(1), hour, false)?;
+        span("restarts.max_delay", restarts.max_delay, ms(1), hour, false)?;
+        span("restarts.quiet", restarts.quiet, ms(1), hour, false)?;
+        span("restarts.escalation_window", restarts.escalation_window, ms(1), hour, false)
     }
 }
 

@@ -28,6 +28,7 @@ pub mod members;
 pub mod probe;
 pub mod push_pull;
 pub mod restart;
+mod span;
 pub mod suspicion;
 pub mod tombstones;
 pub mod view;

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
 /// Longest name of a member, in bytes.
 pub const MAX_NAME: usize = 255;
@@ -117,7 +118,8 @@ impl fmt::Display for MemberState {
 }
 
 /// The versions that a node can speak, and the one that it speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VersionRange {
     /// Lowest version understood.
     pub min: u8,
@@ -128,7 +130,8 @@ pub struct VersionRange {
 }
 
 impl VersionRange {
-    fn is_sound(self) -> bool {
+    /// Whether it holds the version spoken.
+    pub fn is_sound(self) -> bool {
         self.min <= self.current && self.current <= self.max
     }
 }

@@ -382,7 +382,10 @@ impl Detector {
                 report: None,
             });
         }
-        if !self.config.disable_tcp_pings && now < round.deadline {
+        let config = &self.config;
+        let by_datagram_alone =
+            config.disable_tcp_pings || config.disable_tcp_pings_for.contains(round.target.id.name());
+        if !by_datagram_alone && now < round.deadline {
             actions.push(Action::StreamPing {
                 seq: round.seq,
                 target: round.target.id.clone(),

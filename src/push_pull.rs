@@ -67,6 +67,15 @@ pub fn admit(members: &Members, header: &StateHeader) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Whether the peer's own address is among those allowed.
+///
+/// # Errors
+/// [`Refusal::Address`].
+pub fn admit_address(members: &Members, peer: &Alive) -> Result<(), Refusal> {
+    let ip = peer.addr.ip();
+    if members.config().allows(ip) || peer.id == members.local().id { Ok(()) } else { Err(Refusal::Address) }
+}
+
 /// Whether the peer may go by its name: not if another one of that name is present at another address.
 ///
 /// # Errors
@@ -165,6 +174,8 @@ mod tests {
         let later = Versions::from_bytes([2, 3, 2, 0, 0, 0]);
         assert_eq!(admit(&table, &header(later)), Err(Refusal::Version));
         assert_eq!(admit(&table, &header(Versions::from_bytes([0; 6]))), Err(Refusal::Version));
+        let application = Versions::from_bytes([1, 1, 1, 1, 2, 2]);
+        assert_eq!(admit(&table, &header(application)), Err(Refusal::Version));
     }
 
     #[test]

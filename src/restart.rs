@@ -12,24 +12,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The rungs of the ladder. The default is the one of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// The rungs of the ladder. The default is the one of a node; as data, what is left out is as there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct RestartPolicy {
     /// Whether anything is restarted at all; without it the first panic gives up.
     pub enabled: bool,
     /// Panics of one actor within `window` that are answered at once. 3.
     pub immediate: u32,
     /// 1 s.
+    #[serde(with = "crate::span")]
     pub window: Duration,
     /// First pause before a restart that is not at once. It doubles each time. 10 ms.
+    #[serde(with = "crate::span")]
     pub first_delay: Duration,
     /// Longest pause. 1 s.
+    #[serde(with = "crate::span")]
     pub max_delay: Duration,
     /// Time without a panic of that actor after which its pauses start from the first again. 10 s.
+    #[serde(with = "crate::span")]
     pub quiet: Duration,
     /// Restarts with a pause, of all actors together within `escalation_window`, that restart all of them. 10.
     pub delayed_before_all: u32,
     /// 60 s. A second restart of all within it gives up.
+    #[serde(with = "crate::span")]
     pub escalation_window: Duration,
 }
 

@@ -697,6 +697,7 @@ fn one_for_each_reason() -> Vec<Vec<u8>> {
     vec![
         b"GET / HTTP/1.1".to_vec(),
         with(0, 7),
+        with(0, 0xB2),
         packet("", &[Message::Nack(Nack { seq: 7 })]),
         with(flags_at, 8),
         with(flags_at, 1),

@@ -65,12 +65,21 @@ impl ClusterBuilder {
     }
 
     /// Where the node listens, for datagrams and streams alike. Port 0 is one port that is free for both.
+    ///
+    /// Bound to all addresses of its host, `0.0.0.0` or `::`, and not told what to
+    /// [advertise](Self::advertise), it is known by the address of the host's default route, or else by its
+    /// first private one. A start fails if there is neither.
     pub fn bind(mut self, a: SocketAddr) -> Self {
         self.plan.bind = a;
         self
     }
 
     /// What the others are told to reach it by, where that is another address; port 0 is the one bound.
+    ///
+    /// A start fails with an address that leads nobody to the node: none, of many hosts, on loopback while it
+    /// is bound elsewhere, link-local in IPv6 (which needs an interface named beside it). One that leads only
+    /// some there is a warning in the log: on loopback while the node is bound to all addresses, link-local in
+    /// IPv4, one for documentation.
     pub fn advertise(mut self, a: SocketAddr) -> Self {
         self.plan.advertise = Some(a);
         self
@@ -160,7 +169,7 @@ impl ClusterBuilder {
     /// # Errors
     /// [`StartError`]. Nothing is left running or bound then, nor when the future is dropped.
     pub async fn start(self) -> Result<Cluster, StartError> {
-        self.plan.check()?;
+        let advertised = self.plan.check()?;
         let thread = match self.arbiter {
             Some(_) => None,
             None if System::try_current().is_none() => return Err(StartError::NoSystem),
@@ -177,7 +186,7 @@ impl ClusterBuilder {
         let (sender, started) = oneshot::channel();
         let plan = self.plan;
         let accepted = arbiter.spawn(async move {
-            let _ = sender.send(node::start(plan, own_thread).await);
+            let _ = sender.send(node::start(plan, advertised, own_thread).await);
         });
         let gone = || StartError::Thread(std::io::Error::other("the arbiter has stopped"));
         if !accepted {

@@ -43,6 +43,9 @@ pub enum JoinError {
     /// The name could not be resolved.
     #[error("cannot resolve {0}")]
     Resolve(String),
+    /// The address is outside [`Config::cidrs_allowed`](crate::Config::cidrs_allowed). Nobody was dialled.
+    #[error("{0} is outside the networks that cidrs_allowed names")]
+    NotAllowed(SocketAddr),
     /// Nobody could be reached there.
     #[error("{0} cannot be reached: {1}")]
     Unreachable(SocketAddr, String),

@@ -55,7 +55,7 @@ pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) 
             admitted
         }
         Err(refusal) => {
-            tracing::debug!(%from, node = %id, %refusal, "an exchange was refused");
+            ring.refused(&refusal, &id, from);
             return line.write(&[], &[&State::refuse(refusal)]).await;
         }
     };
@@ -93,16 +93,25 @@ pub(crate) async fn push_pull(
     let exchanged = async {
         let head = State::head(&own.header, shared.len());
         let open = ring.envelope.open_stream(StreamKind::PushPull);
-        line.write(&open, &[&head, &own.members, &shared]).await?;
-        let answer = State::decode(line.frame(ring.config.max_state_size).await?)?;
+        let written = line.write(&open, &[&head, &own.members, &shared]).await;
+        if let Err(Failure::Broken(error)) = written {
+            // Whoever does not understand the first byte may answer, and close, before all is written.
+            return match line.answer(0).await {
+                Err(Failure::OtherWire) => Err(Failure::OtherWire),
+                _ => Err(Failure::Broken(error)),
+            };
+        }
+        written?;
+        let answer = State::decode(line.answer(ring.config.max_state_size).await?)?;
         if let Ok(peer) = &answer {
             peer.sender()?;
         }
         Ok(answer)
     };
     let answer = exchanged.await.map_err(|failure| {
-        count(ring, &failure);
+        count(ring, &failure, addr);
         match failure {
+            Failure::OtherWire => JoinError::Refused(Refusal::Wire),
             Failure::Timeout => JoinError::Timeout,
             Failure::Broken(_) | Failure::Wire(WireError::Truncated) => JoinError::NoAnswer(addr),
             failure => JoinError::Garbled(addr, failure.to_string()),
@@ -126,11 +135,14 @@ pub(crate) async fn push_pull(
         let last_word = taken_in.as_ref().err().map(|refusal| State::refuse(refusal.clone()));
         let said = line.write(&[], &[last_word.as_deref().unwrap_or_default()]).await;
         if let Err(failure) = said {
-            count(ring, &failure);
+            count(ring, &failure, addr);
         }
     }
     drop((line, permit));
-    taken_in.map_err(JoinError::Refused)?;
+    taken_in.map_err(|refusal| {
+        ring.refused(&refusal, &id, addr);
+        JoinError::Refused(refusal)
+    })?;
     merge_shared(ring, id.clone(), join, user);
     Ok(id)
 }

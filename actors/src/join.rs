@@ -183,6 +183,9 @@ async fn attempt(doors: Arc<Doors>, at_once: Arc<Semaphore>, addr: SocketAddr) -
     if addr == doors.view.borrow().local().addr {
         return Err(JoinError::Oneself);
     }
+    if !doors.config.allows(addr.ip()) {
+        return Err(JoinError::NotAllowed(addr));
+    }
     let permit = at_once.acquire().await.map_err(|_| JoinError::Stopped)?;
     let (reply, mut answer) = oneshot::channel();
     doors.transport.command(ToTransport::Join { addr, reply }).map_err(|refused| match refused {

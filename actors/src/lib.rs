@@ -16,6 +16,7 @@
 //! The five live on one thread, under a [`supervisor`] that restarts one that panics. The rules they ask are
 //! in the crate [`memberlist_protocol`], which knows neither actors nor sockets.
 
+mod advertise;
 mod builder;
 mod cluster;
 mod delegates;

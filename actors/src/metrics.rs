@@ -5,7 +5,11 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use memberlist_protocol::{members::Ignored, probe::Unheard, wire::WireError, wire::message::Message};
+use memberlist_protocol::{
+    members::Ignored,
+    probe::Unheard,
+    wire::{WireError, message::Message, state::Refusal},
+};
 
 use crate::messages::{DELEGATES, DETECTOR, NODE, QUEUE, STATE, TRANSPORT};
 
@@ -58,10 +62,22 @@ pub(crate) enum Lost {
     ReadFailed,
     /// A socket that reported an error on accepting a stream.
     AcceptFailed,
+    /// A packet from outside the networks that are allowed.
+    NotAllowedPacket,
+    /// A stream from outside the networks that are allowed.
+    NotAllowedStream,
+    /// A peer that does not speak what this node understands, or the other way round.
+    RefusedVersion,
+    /// A peer whose address is outside the networks that are allowed.
+    RefusedAddress,
+    /// A peer whose name is another one's.
+    RefusedName,
+    /// A peer that was refused for another reason.
+    RefusedOther,
 }
 
 impl Lost {
-    const ALL: [(Self, &'static str); 23] = [
+    const ALL: [(Self, &'static str); 29] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -85,7 +101,27 @@ impl Lost {
         (Self::JoinRefused, "join_refused"),
         (Self::ReadFailed, "read_failed"),
         (Self::AcceptFailed, "accept_failed"),
+        (Self::NotAllowedPacket, "not_allowed_packet"),
+        (Self::NotAllowedStream, "not_allowed_stream"),
+        (Self::RefusedVersion, "refused_version"),
+        (Self::RefusedAddress, "refused_address"),
+        (Self::RefusedName, "refused_name"),
+        (Self::RefusedOther, "refused_other"),
     ];
+
+    /// What a refusal of this node's own is counted as.
+    pub(crate) fn refused(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Version => Self::RefusedVersion,
+            Refusal::Address => Self::RefusedAddress,
+            Refusal::NameTaken => Self::RefusedName,
+            _ => Self::RefusedOther,
+        }
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(lost, _)| *lost == self).map_or("", |(_, name)| name)
+    }
 }
 
 /// Why something was dropped: a peer's bytes, a message that changes nothing, or the node's own limits.

@@ -14,7 +14,8 @@ use actix::{
 use bytes::Bytes;
 use memberlist_protocol::{
     config::{Config, ConfigError},
-    member::{Member, NodeId, Tags, Versions, canonical, check_addr, check_meta, check_name},
+    limiter::Limiter,
+    member::{Member, NodeId, Tags, canonical, check_meta, check_name},
     members::Members as Table,
     probe::Detector,
     view::View,
@@ -26,6 +27,7 @@ use memberlist_protocol::{
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use crate::{
+    advertise::{self, Advertised},
     cluster::Handle,
     delegates::{self, Delegates},
     detector::FailureDetector,
@@ -39,7 +41,7 @@ use crate::{
     pump::Subscription,
     questions::Admit,
     queue::{self, BroadcastQueue},
-    ring::{Doors, Ring, Shared, now},
+    ring::{Doors, Ring, SELDOM, Shared, now},
     state::{self, NodeState},
     supervisor::{self, Child, Ended, Supervisor, watchdog::Pulse},
     transport::{self, Transport},
@@ -64,8 +66,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Finds what cannot work before anything is bound.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+    /// Finds what cannot work before anything is bound, and says what the node is known by.
+    pub(crate) fn check(&self) -> Result<Advertised, ConfigError> {
         self.config.validate()?;
         check_name(&self.name).map_err(|error| {
             let value: String = self.name.chars().take(40).collect();
@@ -87,26 +89,17 @@ impl Plan {
             ));
         }
         Envelope::new(&self.label)?;
-        let public = self.advertise.unwrap_or(self.bind);
-        if let Some(advertise) = self.advertise {
-            if advertise.ip().is_unspecified() || advertise.ip().is_multicast() {
-                return Err(ConfigError::new("advertise", advertise.to_string(), "the address of one host"));
-            }
-        } else if self.bind.ip().is_unspecified() {
-            return Err(ConfigError::new(
-                "bind",
-                self.bind.to_string(),
-                "an address that others can reach, or name that one with .advertise(..)",
-            ));
-        }
-        if !public.ip().is_loopback() && !self.plaintext {
+        let advertised = advertise::settle(self.bind, self.advertise, &self.config, || self.network.host())?;
+        // Who is told of the node counts, and so does who reaches it.
+        let open = [self.bind, advertised.addr].into_iter().find(|addr| !canonical(*addr).ip().is_loopback());
+        if let Some(open) = open.filter(|_| !self.plaintext) {
             return Err(ConfigError::new(
                 "plaintext",
-                format!("not set, and {public} is not on loopback"),
+                format!("not set, and {open} is not on loopback"),
                 "off loopback without a key only with .plaintext(): whoever reaches the port can join and forge",
             ));
         }
-        Ok(())
+        Ok(advertised)
     }
 
     fn rng(&self) -> Result<Xoshiro256PlusPlus, StartError> {
@@ -137,24 +130,28 @@ impl Drop for Started {
 }
 
 /// Binds, and starts the actors, on this thread. `own_thread` says whether the thread ends with the node.
-pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, StartError> {
+pub(crate) async fn start(
+    plan: Plan,
+    advertised: Advertised,
+    own_thread: bool,
+) -> Result<Started, StartError> {
     let bind = plan.bind;
     let endpoint = plan.network.bind(bind).await.map_err(|error| StartError::Bind(bind, error))?;
     let mut rng = plan.rng()?;
     let start = now();
 
     let bound = canonical(endpoint.local_addr());
-    let addr = match plan.advertise {
-        Some(advertise) if advertise.port() == 0 => SocketAddr::new(advertise.ip(), bound.port()),
-        Some(advertise) => advertise,
-        None => bound,
-    };
-    check_addr(canonical(addr), canonical(addr))
-        .map_err(|error| ConfigError::new("advertise", addr.to_string(), error.to_string()))?;
+    let mut addr = advertised.addr;
+    if addr.port() == 0 {
+        addr.set_port(bound.port());
+    }
+    if let Some(warning) = advertised.warning {
+        tracing::warn!(%addr, "not everybody can reach the address that this node is known by: {warning}");
+    }
     let mut local = Member::new(NodeId::drawn(plan.name.as_str(), &mut rng), addr, 1, start);
     local.meta = plan.meta;
     local.tags = plan.tags;
-    local.versions = Versions::CURRENT;
+    local.versions = plan.config.versions();
 
     let members = Table::new(plan.config.clone(), local, rng.random());
     let view = members.view();
@@ -169,6 +166,7 @@ pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, Start
         rng: RefCell::new(rng),
         detector: RefCell::new(detector),
         supervisor: OnceCell::new(),
+        logged: RefCell::new(Limiter::new(SELDOM)),
     });
     let kept_queue = Rc::new(RefCell::new(queue::Kept::new(&ring, start)));
     let kept_transport = Rc::new(RefCell::new(transport::Kept::new(&ring)));

@@ -3,6 +3,7 @@
 use std::{
     cell::{OnceCell, RefCell},
     collections::BTreeMap,
+    net::SocketAddr,
     rc::Rc,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
@@ -10,7 +11,13 @@ use std::{
 
 use bytes::Bytes;
 use memberlist_protocol::{
-    accusation::History, config::Config, probe::Detector, view::View, wire::frame::Envelope,
+    accusation::History,
+    config::Config,
+    limiter::Limiter,
+    member::NodeId,
+    probe::Detector,
+    view::View,
+    wire::{WireError, frame::Envelope, state::Refusal},
 };
 use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::watch;
@@ -29,6 +36,9 @@ use crate::{
 
 /// Who waits for the answer to a ping, by its number.
 pub(crate) type Questions = BTreeMap<u32, Reply<Result<Duration, AskError>>>;
+
+/// How often a line is logged of what strangers can bring about, for each sort of line.
+pub(crate) const SELDOM: Duration = Duration::from_secs(10);
 
 /// What the handle may touch from any thread: inboxes, counters, the view.
 pub(crate) struct Doors {
@@ -175,6 +185,8 @@ pub(crate) struct Ring {
     /// FailureDetector's own; Transport asks it whether an answer is expected, before it takes up room.
     pub(crate) detector: RefCell<Detector>,
     pub(crate) supervisor: OnceCell<Supervisor>,
+    /// What was logged lately of that which strangers can bring about.
+    pub(crate) logged: RefCell<Limiter<&'static str>>,
 }
 
 impl std::ops::Deref for Ring {
@@ -189,6 +201,38 @@ impl Ring {
     /// FailureDetector's inbox.
     pub(crate) fn detector_inbox(&self) -> &Arc<Inbox<ToDetector>> {
         &self.doors.detector
+    }
+
+    /// Whether a line of this sort may be logged: strangers must not fill the log.
+    pub(crate) fn seldom(&self, sort: &'static str) -> bool {
+        let Ok(mut logged) = self.logged.try_borrow_mut() else { return false };
+        let allowed = logged.allows(&sort, now());
+        if allowed {
+            logged.note(sort, now());
+        }
+        allowed
+    }
+
+    /// Counts bytes that are dropped, and says now and then that somebody speaks another protocol.
+    pub(crate) fn drop_bytes(&self, error: WireError, from: SocketAddr) {
+        self.counters.drop(error);
+        let hint = match error {
+            WireError::ForeignMemberlist => "HashiCorp's memberlist seems to speak to this port, in vain",
+            WireError::WireVersion => "a node of another version of the wire speaks to this one, in vain",
+            _ => return,
+        };
+        if self.seldom(error.name()) {
+            tracing::warn!(%from, "{hint}");
+        }
+    }
+
+    /// Counts a peer that this node refuses, and says so now and then.
+    pub(crate) fn refused(&self, refusal: &Refusal, peer: &NodeId, addr: SocketAddr) {
+        let lost = Lost::refused(refusal);
+        self.counters.drop(lost);
+        if self.seldom(lost.name()) {
+            tracing::warn!(%peer, %addr, why = %refusal, "refused to exchange states");
+        }
     }
 
     /// Runs a task that is not an actor, at most as long as the node. A panic in it is caught and reported.

@@ -363,7 +363,9 @@ impl NodeState {
     fn merge(&self, peer: Box<State>, admitted: bool, why: Exchange, reply: Reply<Result<NodeId, Refusal>>) {
         let fit = {
             let kept = self.kept.borrow();
+            let sender = peer.sender().map_err(|_| Refusal::Wire);
             push_pull::admit(&kept.members, &peer.header)
+                .and_then(|()| push_pull::admit_address(&kept.members, &sender?.alive))
                 .and_then(|()| push_pull::admit_state(kept.members.local(), &peer))
         };
         match fit.and_then(|()| self.enough_room(&peer)) {
@@ -378,6 +380,7 @@ impl NodeState {
         {
             let kept = self.kept.borrow();
             push_pull::admit(&kept.members, &peer.header)?;
+            push_pull::admit_address(&kept.members, &sender.alive)?;
             push_pull::admit_name(&kept.members, &sender.alive)?;
             push_pull::admit_state(kept.members.local(), peer)?;
         }

@@ -10,7 +10,7 @@ use memberlist_protocol::{
     member::NodeId,
     wire::{
         WireError, codec,
-        frame::StreamKind,
+        frame::{OTHER_WIRE, StreamKind, check_wire, is_other_wire},
         message::{Ack, Message, Ping},
     },
 };
@@ -49,6 +49,8 @@ pub(crate) enum Failure {
     Broken(#[from] io::Error),
     #[error("{0}")]
     Wire(#[from] WireError),
+    #[error("it speaks another version of the wire")]
+    OtherWire,
     #[error("the node is busy, or stops")]
     Unserved,
 }
@@ -59,6 +61,12 @@ const STEP: std::ops::RangeInclusive<usize> = 16 * 1024..=512 * 1024;
 
 /// The part of a stream's time limit after which one that is silent gives way to others who wait.
 const SILENT: u32 = 40;
+
+/// The part of a stream's time limit that a peer of another version of the wire gets.
+const HURRY: u32 = 10;
+
+/// Bytes that such a peer may still send, to be thrown away.
+const MAX_DRAINED: u64 = 1 << 20;
 
 /// Most bytes of a ping or its answer.
 const MAX_PING: usize = 2048;
@@ -107,7 +115,12 @@ impl Line<'_> {
         let mut patience =
             tokio::time::interval_at(Instant::now() + self.limit / SILENT, self.limit / SILENT);
         {
-            let mut first = std::pin::pin!(self.read_exact(&mut head));
+            // Of another version of the wire nothing is known but its first byte.
+            let mut first = std::pin::pin!(async {
+                self.read_exact(&mut head[..1]).await?;
+                check_wire(head[0])?;
+                self.read_exact(&mut head[1..]).await
+            });
             loop {
                 tokio::select! {
                     biased;
@@ -129,12 +142,30 @@ impl Line<'_> {
 
     /// The next frame, unless the other side has ended the stream.
     pub(crate) async fn next_frame(&mut self, max: usize) -> Result<Option<Bytes>, Failure> {
+        match self.length().await? {
+            Some(len) => self.body(len, max).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The answer of whoever was dialled.
+    pub(crate) async fn answer(&mut self, max: usize) -> Result<Bytes, Failure> {
+        let len = self.length().await?.ok_or(WireError::Truncated)?;
+        if is_other_wire(len) { Err(Failure::OtherWire) } else { self.body(len, max).await }
+    }
+
+    /// The length of the next frame, unless the other side has ended the stream.
+    async fn length(&mut self) -> Result<Option<[u8; 4]>, Failure> {
         let mut len = [0; 4];
         let first = Self::within(self.limit, self.connection.read(&mut len)).await?;
         if first == 0 {
             return Ok(None);
         }
         self.read_exact(&mut len[first..]).await?;
+        Ok(Some(len))
+    }
+
+    async fn body(&mut self, len: [u8; 4], max: usize) -> Result<Bytes, Failure> {
         let len = u32::from_le_bytes(len) as usize;
         if len > max {
             return Err(WireError::TooLong.into());
@@ -153,7 +184,20 @@ impl Line<'_> {
             }
         }
         self.ring.counters.stream_bytes_received.fetch_add((4 + len) as u64, Relaxed);
-        Ok(Some(body.into()))
+        Ok(body.into())
+    }
+
+    /// Tells a peer of another version of the wire why it has no other answer.
+    async fn refuse_wire(&mut self) {
+        let connection = &mut self.connection;
+        let farewell = async {
+            connection.write_all(&OTHER_WIRE).await?;
+            connection.shutdown().await?;
+            // A close with bytes unread could take the answer back on its way.
+            tokio::io::copy(&mut connection.take(MAX_DRAINED), &mut tokio::io::sink()).await
+        };
+        let _ = timeout(self.limit / HURRY, farewell).await;
+        self.ring.counters.stream_bytes_sent.fetch_add(OTHER_WIRE.len() as u64, Relaxed);
     }
 
     async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), Failure> {
@@ -185,17 +229,21 @@ pub(crate) async fn ask<T>(
 pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Connection>, from: SocketAddr) {
     let mut line = Line { ring: &ring, connection, limit: ring.config.tcp_timeout };
     if let Err(failure) = served(&ring, &permit.0, &mut line, from).await {
-        count(&ring, &failure);
+        count(&ring, &failure, from);
+        if matches!(failure, Failure::Wire(WireError::WireVersion)) {
+            line.refuse_wire().await;
+        }
         tracing::debug!(%from, %failure, "stream dropped");
     }
     drop(permit);
 }
 
-pub(crate) fn count(ring: &Shared, failure: &Failure) {
+pub(crate) fn count(ring: &Shared, failure: &Failure, peer: SocketAddr) {
     match failure {
         Failure::Timeout => ring.counters.drop(Lost::StreamTimeout),
         Failure::Broken(_) => ring.counters.drop(Lost::StreamBroken),
-        Failure::Wire(error) => ring.counters.drop(*error),
+        Failure::Wire(error) => ring.drop_bytes(*error, peer),
+        Failure::OtherWire => ring.drop_bytes(WireError::WireVersion, peer),
         Failure::Unserved => {}
     }
 }
@@ -242,7 +290,7 @@ pub(crate) async fn ping(
         let ping = Message::Ping(Ping { seq, target, from });
         let bytes = codec::encoded(&ping, MAX_PING).map_err(|_| WireError::TooLong)?;
         line.write(&ring.envelope.open_stream(StreamKind::Ping), &[&bytes]).await?;
-        Ok::<_, Failure>(codec::decode(&line.frame(MAX_PING).await?)?)
+        Ok::<_, Failure>(codec::decode(&line.answer(MAX_PING).await?)?)
     };
     match timeout_at(deadline, exchange).await {
         Ok(Ok(Message::Ack(ack))) => ack.seq == seq,

@@ -45,6 +45,8 @@ const RECEIVED_PER_TURN: usize = 32;
 
 /// Packets of users that leave in one turn.
 const CASTS_PER_TURN: usize = 32;
+/// Streams from outside the networks allowed that are closed in a row, before others have a turn.
+const SHUT_OUT_PER_TURN: usize = 64;
 
 /// Largest datagram there is.
 const MAX_DATAGRAM: usize = 65_536;
@@ -317,8 +319,12 @@ impl Transport {
         up(&counters.packets_received);
         counters.bytes_received.fetch_add(datagram.len() as u64, Relaxed);
         let from = canonical(from);
+        if !self.ring.config.allows(from.ip()) {
+            counters.drop(Lost::NotAllowedPacket);
+            return;
+        }
         if let Err(error) = self.take_apart(datagram, from) {
-            counters.drop(error);
+            self.ring.drop_bytes(error, from);
             tracing::trace!(%from, %error, len = datagram.len(), "dropped");
         }
     }
@@ -398,14 +404,26 @@ impl Transport {
         let (endpoint, kept, ring) = (self.ring.endpoint.clone(), self.kept.clone(), self.ring.clone());
         Box::new(move |cx: &mut Cx<'_>| {
             let mut kept = kept.borrow_mut();
+            let mut shut_out = 0;
             let readable = kept.reading.is_over() && endpoint.poll_readable(cx).is_ready();
             while kept.accepting.is_over()
                 && kept.open.now.get() + kept.accepted.len() < kept.open.for_others()
             {
                 match endpoint.poll_accept(cx) {
-                    Poll::Ready(Ok(accepted)) => {
+                    Poll::Ready(Ok((connection, from))) => {
                         kept.accepting.end();
-                        kept.accepted.push_back(accepted);
+                        let from = canonical(from);
+                        if ring.config.allows(from.ip()) {
+                            kept.accepted.push_back((connection, from));
+                            continue;
+                        }
+                        // It is closed before anything is read.
+                        ring.counters.drop(Lost::NotAllowedStream);
+                        shut_out += 1;
+                        if shut_out == SHUT_OUT_PER_TURN {
+                            cx.waker().wake_by_ref();
+                            break;
+                        }
                     }
                     Poll::Ready(Err(error)) => {
                         ring.counters.drop(Lost::AcceptFailed);

@@ -27,8 +27,12 @@ pub enum Ignored {
     IncarnationStep,
     /// Its address is nobody's.
     Address,
+    /// Its address is outside the networks that are allowed.
+    NotAllowed,
     /// Its versions are nobody's.
     Versions,
+    /// It does not speak what this node understands, or the other way round.
+    Incompatible,
     /// The table is full of members that are there.
     TableFull,
     /// This node is leaving, and says no more about itself.
@@ -47,14 +51,16 @@ pub enum Ignored {
 
 impl Ignored {
     /// Each of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Stale,
         Self::Unknown,
         Self::OtherRun,
         Self::Tombstone,
         Self::IncarnationStep,
         Self::Address,
+        Self::NotAllowed,
         Self::Versions,
+        Self::Incompatible,
         Self::TableFull,
         Self::Leaving,
         Self::NameTaken,
@@ -73,7 +79,9 @@ impl Ignored {
             Self::Tombstone => "tombstone",
             Self::IncarnationStep => "incarnation_step",
             Self::Address => "address",
+            Self::NotAllowed => "not_allowed_member",
             Self::Versions => "versions",
+            Self::Incompatible => "incompatible",
             Self::TableFull => "table_full",
             Self::Leaving => "leaving",
             Self::NameTaken => "name_taken",

@@ -31,8 +31,14 @@ impl Members {
         if m.addr != canonical(m.addr) {
             m.to_mut().addr = canonical(m.addr);
         }
+        if m.addr != self.local.addr && !self.config.allows(m.addr.ip()) {
+            return Err(Ignored::NotAllowed);
+        }
         if m.id.name() == self.local.name() {
             return self.alive_self(&m, now, rng);
+        }
+        if !m.versions.can_talk_to(self.local.versions) {
+            return Err(Ignored::Incompatible);
         }
         // Nobody starts at 0: such a record would stay in the table without ever being alive.
         if m.incarnation == 0 {

@@ -6,7 +6,7 @@ use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 use super::*;
 use crate::{
     accusation::Evidence,
-    member::{MAX_INCARNATION_STEP, PackedTags, Tags, Versions},
+    member::{MAX_INCARNATION_STEP, PackedTags, Tags, VersionRange, Versions},
     wire::message::{Alive, Message, Remembered, Suspect},
 };
 
@@ -27,7 +27,8 @@ impl Bench {
 
     fn with(config: Config) -> Self {
         let now = Instant::now();
-        let local = Member::new(NodeId::new("self", SELF_RUN), addr(1), 1, now);
+        let mut local = Member::new(NodeId::new("self", SELF_RUN), addr(1), 1, now);
+        local.versions = config.versions();
         Self {
             table: Members::new(Arc::new(config), local, 5),
             now,
@@ -212,7 +213,7 @@ fn changed_metadata_tags_or_versions_are_an_update() {
     m.tags = PackedTags::pack(&Tags::from([("k".into(), "v".into())]));
     assert_eq!(names(&bench.alive(m.clone()).unwrap()), ["updated"]);
     m.incarnation += 1;
-    m.versions = Versions::from_bytes([1, 2, 2, 0, 0, 0]);
+    m.versions = Versions::from_bytes([1, 2, 1, 0, 0, 0]);
     assert_eq!(names(&bench.alive(m).unwrap()), ["updated"]);
 }
 
@@ -459,6 +460,47 @@ fn weak_point_05_unsound_versions_never_enter_the_table() {
         assert_eq!(bench.alive(m).unwrap_err(), Ignored::Versions);
     }
     assert_eq!(bench.table.roster().len(), 1);
+}
+
+#[test]
+fn weak_point_05_a_member_that_this_node_cannot_talk_to_spoils_nothing_but_its_own_membership() {
+    let delegate_version = VersionRange { min: 1, max: 2, current: 2 };
+    let mut bench = Bench::with(Config { delegate_version, ..Config::lan() });
+    let speaks = |name: &str, delegate: [u8; 3]| {
+        let [min, max, current] = delegate;
+        Alive { versions: Versions::from_bytes([1, 1, 1, min, max, current]), ..alive(name, RUN, 1, 2) }
+    };
+    for delegate in [[0, 0, 0], [1, 1, 1], [3, 4, 3], [1, 3, 3]] {
+        assert_eq!(bench.alive(speaks("x", delegate)).unwrap_err(), Ignored::Incompatible, "{delegate:?}");
+    }
+    let later = Alive { versions: Versions::from_bytes([2, 3, 2, 1, 2, 2]), ..alive("x", RUN, 1, 2) };
+    assert_eq!(bench.alive(later).unwrap_err(), Ignored::Incompatible);
+    assert_eq!(names(&bench.alive(speaks("y", [2, 5, 2])).unwrap()), ["joined"]);
+    assert_eq!((bench.state("x"), bench.state("y")), (None, Some((A, 1))));
+}
+
+#[test]
+fn weak_point_14_an_address_outside_the_list_never_enters_the_table() {
+    let cidrs_allowed = Some(vec!["10.0.0.0/30".parse().unwrap()]);
+    let mut bench = Bench::with(Config { cidrs_allowed, ..Config::lan() });
+    assert_eq!(bench.alive(alive("x", RUN, 1, 4)).unwrap_err(), Ignored::NotAllowed);
+    assert_eq!(names(&bench.alive(alive("x", RUN, 1, 2)).unwrap()), ["joined"]);
+    // Nor does a member move there, and a rival from there is not even a conflict.
+    assert_eq!(bench.alive(alive("x", RUN + 1, 2, 4)).unwrap_err(), Ignored::NotAllowed);
+    assert_eq!(bench.alive(alive("self", RUN, 9, 4)).unwrap_err(), Ignored::NotAllowed);
+    assert_eq!(bench.state("x"), Some((A, 1)));
+    let remembered = |name: &str| Remembered { alive: alive(name, RUN, 1, 4), state: A };
+    let verdict = bench.table.merge(&remembered("y"), bench.now, &mut bench.rng);
+    assert_eq!(verdict.unwrap_err(), Ignored::NotAllowed);
+}
+
+#[test]
+fn weak_point_14_with_an_empty_list_a_node_still_has_itself() {
+    let mut bench = Bench::with(Config { cidrs_allowed: Some(Vec::new()), ..Config::lan() });
+    assert_eq!(bench.alive(alive("x", RUN, 1, 2)).unwrap_err(), Ignored::NotAllowed);
+    let effects = bench.alive(alive("self", SELF_RUN, 5, 1)).unwrap();
+    assert!(effects.refuted, "it still hears of itself");
+    assert_eq!(bench.table.local().incarnation, 6);
 }
 
 #[test]

@@ -126,6 +126,25 @@ fn without_an_answer_others_are_asked_and_a_stream_is_tried() {
 }
 
 #[test]
+fn streams_are_not_tried_where_that_is_switched_off() {
+    let streams = |config: Config| {
+        let mut bench = Bench::with(8, config);
+        let target = pings(&bench.step())[0].target.name().to_owned();
+        let asked = bench.step();
+        assert_eq!(requests(&asked).len(), 3);
+        (target, asked.iter().filter(|a| matches!(a, Action::StreamPing { .. })).count())
+    };
+    let (target, on) = streams(Config::lan());
+    assert_eq!(on, 1);
+    assert_eq!(streams(Config { disable_tcp_pings: true, ..Config::lan() }).1, 0);
+    let names = |name: &str| [name.to_owned()].into();
+    let for_it = Config { disable_tcp_pings_for: names(&target), ..Config::lan() };
+    assert_eq!(streams(for_it), (target, 0));
+    let for_another = Config { disable_tcp_pings_for: names("another"), ..Config::lan() };
+    assert_eq!(streams(for_another).1, 1);
+}
+
+#[test]
 fn without_any_answer_the_member_is_accused_at_the_end_of_the_interval() {
     let mut bench = Bench::new(8);
     let start = bench.detector.due().unwrap();

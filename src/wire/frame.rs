@@ -7,6 +7,11 @@
 //!
 //! Flags leave room for a seal, a checksum and compression. A count is one byte, a length two in packets and
 //! four in streams, the lowest first.
+//!
+//! Later versions of the wire begin with `B2` to `BF`. A packet of one is dropped; a stream of one is answered
+//! with [`OTHER_WIRE`], which each version understands.
+
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -14,8 +19,33 @@ use smallvec::SmallVec;
 use super::{WireError, codec, message::Message};
 use crate::config::ConfigError;
 
-/// The first byte of everything on this wire.
+/// The first byte of everything on this wire, which is version 1.
 pub const WIRE: u8 = 0xB1;
+
+/// The first bytes that later versions will have.
+const LATER: RangeInclusive<u8> = 0xB2..=0xBF;
+
+/// The answer to a stream of another version of the wire, in this version and in all to come: a length that
+/// no answer has, then the lowest and the highest first byte that the answering node understands.
+pub const OTHER_WIRE: [u8; 6] = [0xFF, 0xFF, 0xFF, 0xFF, WIRE, WIRE];
+
+/// Whether the four bytes that an answer begins with are those of [`OTHER_WIRE`], and not a length.
+pub fn is_other_wire(answer: [u8; 4]) -> bool {
+    OTHER_WIRE.starts_with(&answer)
+}
+
+/// Whether a first byte is this wire's.
+///
+/// # Errors
+/// [`WireError::WireVersion`], [`WireError::ForeignMemberlist`] or [`WireError::Foreign`].
+pub fn check_wire(first: u8) -> Result<(), WireError> {
+    match first {
+        WIRE => Ok(()),
+        _ if LATER.contains(&first) => Err(WireError::WireVersion),
+        0..=LAST_OF_MEMBERLIST | LABEL => Err(WireError::ForeignMemberlist),
+        _ => Err(WireError::Foreign),
+    }
+}
 
 /// The byte in front of a label.
 const LABEL: u8 = 244;
@@ -124,10 +154,7 @@ impl Envelope {
     /// What is wrong with the envelope. [`WireError::Truncated`] from a stream means: read on.
     pub fn strip<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], WireError> {
         let (&first, rest) = bytes.split_first().ok_or(WireError::Truncated)?;
-        if first != WIRE {
-            let known = first <= LAST_OF_MEMBERLIST || first == LABEL;
-            return Err(if known { WireError::ForeignMemberlist } else { WireError::Foreign });
-        }
+        check_wire(first)?;
         let own = &self.head[1..self.head.len() - 1];
         let rest = match rest.strip_prefix(own) {
             // Without a label of one's own the prefix is empty: a label of theirs stands in place of the flags.

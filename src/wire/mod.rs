@@ -6,6 +6,9 @@ pub mod message;
 pub mod shared;
 pub mod state;
 
+#[cfg(test)]
+mod golden;
+
 /// Why bytes of a peer are dropped. Users never see it: it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
 #[non_exhaustive]
@@ -16,6 +19,9 @@ pub enum WireError {
     /// The first byte is one that HashiCorp's memberlist sends.
     #[error("the first byte is one of HashiCorp memberlist's")]
     ForeignMemberlist,
+    /// The first byte is that of another version of this wire.
+    #[error("another version of this wire")]
+    WireVersion,
     /// The label is missing, broken, or another cluster's.
     #[error("the label is not this cluster's")]
     Label,
@@ -62,9 +68,10 @@ pub enum WireError {
 
 impl WireError {
     /// Each of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Foreign,
         Self::ForeignMemberlist,
+        Self::WireVersion,
         Self::Label,
         Self::Flags,
         Self::Sealed,
@@ -86,6 +93,7 @@ impl WireError {
         match self {
             Self::Foreign => "foreign",
             Self::ForeignMemberlist => "foreign_memberlist",
+            Self::WireVersion => "wire_version",
             Self::Label => "label",
             Self::Flags => "flags",
             Self::Sealed => "sealed",

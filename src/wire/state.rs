@@ -44,6 +44,9 @@ pub enum Refusal {
     /// The node was removed from the cluster.
     #[error("this node was removed from the cluster")]
     Removed,
+    /// One node's address is outside the networks that the other one allows.
+    #[error("one of the two addresses is outside the networks that the other node allows")]
+    Address,
     /// The application said no.
     #[error("vetoed: {0}")]
     Vetoed(String),
@@ -59,6 +62,7 @@ impl Refusal {
             Self::NameTaken => (4, ""),
             Self::Removed => (5, ""),
             Self::Vetoed(text) => (6, text),
+            Self::Address => (7, ""),
         }
     }
 
@@ -72,6 +76,7 @@ impl Refusal {
             4 => Self::NameTaken,
             5 => Self::Removed,
             6 => Self::Vetoed(text.chars().filter(|c| !c.is_control()).take(200).collect()),
+            7 => Self::Address,
             _ => Self::Vetoed(format!("refusal {code}")),
         }
     }

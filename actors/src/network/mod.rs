@@ -4,7 +4,7 @@
 use std::{
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -36,6 +36,32 @@ pub trait Network: Send + Sync + 'static {
     /// # Errors
     /// What the system says: the address is in use, is not this host's, or may not be taken.
     fn bind(&self, addr: SocketAddr) -> Binding;
+
+    /// What the host is known by, for a node that is bound to all of its addresses and not told what to
+    /// advertise. Without an answer of one's own: nothing. It may not block for long.
+    fn host(&self) -> Host {
+        Host::default()
+    }
+}
+
+/// The addresses of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Those that packets by the default routes come from, one of each family at most.
+    pub routed: Vec<IpAddr>,
+    /// Those of each interface, in the system's order.
+    pub interfaces: Vec<Interface>,
+}
+
+/// One address of one interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The interface's name.
+    pub name: String,
+    /// The address.
+    pub ip: IpAddr,
+    /// Whether the interface works.
+    pub up: bool,
 }
 
 /// One bound address: datagrams and streams, in and out. It closes when the last reference is dropped.

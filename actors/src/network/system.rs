@@ -2,15 +2,16 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     task::{Context, Poll},
 };
 
+use if_addrs::IfOperStatus;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-use super::{Binding, Connection, Dialing, Endpoint, Network};
+use super::{Binding, Connection, Dialing, Endpoint, Host, Interface, Network};
 
 /// Connections that wait to be accepted. tokio's own 128 overflows when some hundred nodes join one seed
 /// at once, and the kernel retries what it dropped only after a second.
@@ -44,6 +45,35 @@ impl Network for SystemNetwork {
             Err(last)
         })
     }
+
+    fn host(&self) -> Host {
+        let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot list the interfaces of this host");
+            Vec::new()
+        });
+        let interfaces = interfaces.into_iter().map(|one| Interface {
+            ip: one.ip(),
+            // Some systems do not say: then it has an address, and that is all that is known.
+            up: !matches!(one.oper_status, IfOperStatus::Down | IfOperStatus::NotPresent),
+            name: one.name,
+        });
+        Host {
+            routed: DOCUMENTATION.into_iter().filter_map(source).collect(),
+            interfaces: interfaces.collect(),
+        }
+    }
+}
+
+/// Addresses that only the default routes lead to (RFC 5737, RFC 3849).
+const DOCUMENTATION: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+
+/// Where packets to `to` would come from. None is sent: a datagram socket that connects asks for the route.
+fn source(to: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((to, 9)).ok()?;
+    socket.local_addr().ok().map(|addr| addr.ip())
 }
 
 struct Sockets {
