@@ -1,10 +1,11 @@
 //! Joining: from seeds as a user writes them to full states exchanged, all at once.
 
 use std::{
+    collections::BTreeSet,
     future::poll_fn,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
-    sync::Arc,
+    pin::{Pin, pin},
+    sync::{Arc, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -13,18 +14,28 @@ use memberlist_protocol::{
     member::{NodeId, canonical, check_name},
     view::View,
 };
+use rand::seq::SliceRandom;
 use tokio::{
     sync::{Semaphore, oneshot},
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::{errors::JoinError, inbox::Refused, messages::ToTransport, ring::Doors};
+use crate::{
+    errors::JoinError, inbox::Refused, messages::ToTransport, metrics::Lost, resolve::is_service,
+    ring::Doors, supervisor::CatchPanic,
+};
 
 /// Addresses that are tried at once.
 const AT_ONCE: usize = 64;
 
 /// How long an attempt counts among those.
 const SLOW: Duration = Duration::from_millis(500);
+
+/// Part of a join's time that names may take, so that it can still say which one did.
+const RESOLVING: f64 = 0.75;
+
+/// Addresses of one name that are tried: a name of the whole cluster need not be dialled as a whole.
+const MAX_ADDRS: usize = 64;
 
 /// Most of a bad seed that an error repeats, in characters.
 const QUOTED: usize = 300;
@@ -81,6 +92,9 @@ fn parse(seed: &str, port: u16) -> Result<Seed, JoinError> {
         return Ok(Seed::Addr(canonical(SocketAddr::new(ip, port))));
     }
     let (host, port) = match host.split_once(':') {
+        Some((service, _)) if is_service(service) => {
+            return Err(bad("the records of a service have ports of their own"));
+        }
         Some((host, digits)) => {
             let port: u16 = digits.parse().map_err(|_| bad("the port is no number from 1 to 65535"))?;
             if port == 0 {
@@ -99,35 +113,122 @@ fn parse(seed: &str, port: u16) -> Result<Seed, JoinError> {
     }
 }
 
-async fn resolve(seed: Seed) -> Result<Vec<SocketAddr>, JoinError> {
-    match seed {
-        Seed::Addr(addr) => Ok(vec![addr]),
-        Seed::Host(host, port) => {
-            let found = tokio::net::lookup_host((&*host, port)).await;
-            let found = found.map_err(|error| JoinError::Resolve(format!("{host}: {error}")))?;
-            let mut addrs: Vec<_> = found.map(canonical).collect();
-            addrs.sort_unstable();
-            addrs.dedup();
-            if addrs.is_empty() { Err(JoinError::Resolve(host)) } else { Ok(addrs) }
+/// What becomes of an address that a present member has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Members {
+    /// It is tried like any other.
+    Try,
+    /// There is nothing to do there.
+    Skip,
+}
+
+/// One join, as each of its attempts sees it.
+struct Joining {
+    doors: Arc<Doors>,
+    /// What is resolved at once, and what is dialled at once.
+    resolving: Semaphore,
+    dialling: Semaphore,
+    /// Addresses where there is nothing to do.
+    known: BTreeSet<SocketAddr>,
+}
+
+impl Joining {
+    fn new(doors: Arc<Doors>, members: Members) -> Self {
+        let known = match members {
+            Members::Try => BTreeSet::new(),
+            Members::Skip => doors.view.borrow().alive().map(|member| member.addr).collect(),
+        };
+        Self { doors, resolving: Semaphore::new(AT_ONCE), dialling: Semaphore::new(AT_ONCE), known }
+    }
+
+    async fn seed(&self, seed: Seed) -> Result<Vec<NodeId>, JoinError> {
+        let mut addrs = self.resolve(seed).await?;
+        if !self.known.is_empty() {
+            addrs.retain(|addr| !self.known.contains(addr));
+            if addrs.is_empty() {
+                return Ok(Vec::new());
+            }
         }
+        one_of(all(addrs.into_iter().map(|addr| self.attempt(addr))).await)
+    }
+
+    async fn resolve(&self, seed: Seed) -> Result<Vec<SocketAddr>, JoinError> {
+        let (host, port) = match seed {
+            Seed::Addr(addr) => return Ok(vec![addr]),
+            Seed::Host(host, port) => (host, port),
+        };
+        let limit = self.doors.config.join_timeout.mul_f64(RESOLVING);
+        let found = in_turn(&self.resolving, async {
+            // Its code is not ours.
+            let answer = async { self.doors.resolver.resolve(&host, port).await };
+            timeout(limit, CatchPanic(Box::pin(answer))).await
+        })
+        .await?;
+        let failed = |why: &dyn std::fmt::Display| {
+            JoinError::Resolve(format!("{host}: {why}").chars().take(QUOTED + host.len()).collect())
+        };
+        let found = found
+            .map_err(|_| failed(&format_args!("no answer within {limit:?}")))?
+            .map_err(|panic| failed(&format_args!("the resolver panicked: {panic}")))?
+            .map_err(|error| failed(&error))?;
+        let mut addrs: Vec<_> = found.into_iter().map(canonical).filter(|addr| addr.port() != 0).collect();
+        addrs.sort_unstable();
+        addrs.dedup();
+        if addrs.len() > MAX_ADDRS {
+            // By chance, or the same ones would be left out each time.
+            let mut chance = self.doors.chance.lock().unwrap_or_else(PoisonError::into_inner);
+            let (chosen, rest) = addrs.partial_shuffle(&mut *chance, MAX_ADDRS);
+            self.doors.counters.drop_many(Lost::TooManyAddrs, rest.len());
+            addrs = chosen.to_vec();
+        }
+        if addrs.is_empty() { Err(failed(&"it has no address")) } else { Ok(addrs) }
+    }
+
+    async fn attempt(&self, addr: SocketAddr) -> Result<NodeId, JoinError> {
+        if addr == self.doors.view.borrow().local().addr {
+            return Err(JoinError::Oneself);
+        }
+        in_turn(&self.dialling, async {
+            let (reply, answer) = oneshot::channel();
+            self.doors.transport.command(ToTransport::Join { addr, reply }).map_err(
+                |refused| match refused {
+                    Refused::Busy => JoinError::Busy,
+                    Refused::Closed => JoinError::Stopped,
+                },
+            )?;
+            answer.await.unwrap_or(Err(JoinError::Lost))
+        })
+        .await?
     }
 }
 
+/// Does something when it is its turn. What takes long is waited for, but keeps nobody else from its turn.
+async fn in_turn<T>(turns: &Semaphore, work: impl Future<Output = T>) -> Result<T, JoinError> {
+    let permit = turns.acquire().await.map_err(|_| JoinError::Stopped)?;
+    let mut work = pin!(work);
+    if let Ok(done) = timeout(SLOW, &mut work).await {
+        return Ok(done);
+    }
+    drop(permit);
+    Ok(work.await)
+}
+
 /// Joins all seeds at once, and waits for the last one or the end of the time.
-pub(crate) async fn join(doors: Arc<Doors>, seeds: Vec<String>) -> Result<Joined, JoinError> {
+pub(crate) async fn join(
+    doors: Arc<Doors>,
+    seeds: Vec<String>,
+    members: Members,
+) -> Result<Joined, JoinError> {
     if seeds.is_empty() {
         return Err(JoinError::NoSeeds);
     }
     let deadline = Instant::now() + doors.config.join_timeout;
     let port = doors.view.borrow().local().addr.port();
-    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+    let joining = Joining::new(doors, members);
     let attempts = seeds.iter().map(|seed| {
-        let (doors, at_once, parsed) = (doors.clone(), at_once.clone(), parse(seed, port));
+        let (joining, parsed) = (&joining, parse(seed, port));
         async move {
-            let attempt = async {
-                let addrs = resolve(parsed?).await?;
-                one_of(all(addrs.into_iter().map(|addr| attempt(doors.clone(), at_once.clone(), addr))).await)
-            };
+            let attempt = async { joining.seed(parsed?).await };
             timeout_at(deadline, attempt).await.unwrap_or(Err(JoinError::Timeout))
         }
     });
@@ -136,14 +237,18 @@ pub(crate) async fn join(doors: Arc<Doors>, seeds: Vec<String>) -> Result<Joined
     for (seed, outcome) in seeds.into_iter().zip(outcomes) {
         match outcome {
             Ok(reached) => joined.reached.extend(reached),
+            // A list of all nodes has this one in it.
+            Err(JoinError::Oneself) if members == Members::Skip => {}
             Err(error) => joined.failed.push((seed, error)),
         }
     }
     joined.reached.sort();
     joined.reached.dedup();
-    match (joined.reached.is_empty(), joined.failed.len()) {
-        (false, _) => Ok(joined),
-        (true, 1) => Err(joined.failed.remove(0).1),
+    match (joined.reached.is_empty(), &joined.failed[..]) {
+        (false, _) | (true, []) => Ok(joined),
+        // This one does not say of itself where.
+        (true, [(_, JoinError::Timeout)]) => Err(JoinError::NoneReached(joined.failed)),
+        (true, [(_, error)]) => Err(error.clone()),
         (true, _) => Err(JoinError::NoneReached(joined.failed)),
     }
 }
@@ -160,26 +265,8 @@ fn one_of(outcomes: Vec<Result<NodeId, JoinError>>) -> Result<Vec<NodeId>, JoinE
     if reached.is_empty() { Err(first.unwrap_or(JoinError::NoSeeds)) } else { Ok(reached) }
 }
 
-async fn attempt(doors: Arc<Doors>, at_once: Arc<Semaphore>, addr: SocketAddr) -> Result<NodeId, JoinError> {
-    if addr == doors.view.borrow().local().addr {
-        return Err(JoinError::Oneself);
-    }
-    let permit = at_once.acquire().await.map_err(|_| JoinError::Stopped)?;
-    let (reply, mut answer) = oneshot::channel();
-    doors.transport.command(ToTransport::Join { addr, reply }).map_err(|refused| match refused {
-        Refused::Busy => JoinError::Busy,
-        Refused::Closed => JoinError::Stopped,
-    })?;
-    // Whoever does not answer soon is waited for, but keeps nobody else from being tried.
-    if let Ok(answer) = timeout(SLOW, &mut answer).await {
-        return answer.unwrap_or(Err(JoinError::Lost));
-    }
-    drop(permit);
-    answer.await.unwrap_or(Err(JoinError::Lost))
-}
-
 /// Runs futures side by side.
-async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
+pub(crate) async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let mut running: Vec<_> = futures.into_iter().map(|future| Some(Box::pin(future))).collect();
     let mut done: Vec<Option<T>> = running.iter().map(|_| None).collect();
     poll_fn(|cx| {
@@ -233,6 +320,9 @@ mod tests {
             ("db", host("db", 7946)),
             ("db.example:9", host("db.example", 9)),
             ("n1/db.example", host("db.example", 7946)),
+            ("my_db:9", host("my_db", 9)),
+            ("db.example.", host("db.example.", 7946)),
+            ("_gossip._tcp.db.example", host("_gossip._tcp.db.example", 7946)),
         ] {
             assert_eq!(parse(seed, 7946), expected, "{seed}");
         }
@@ -248,6 +338,7 @@ mod tests {
             ("db:65536", "no number"),
             ("db:0", "port 0"),
             ("10.0.0.1:0", "port 0"),
+            ("_gossip._tcp.db.example:9", "of their own"),
             ("a b", "character"),
             ("http://x", "no number"),
         ] {

@@ -20,6 +20,7 @@ mod builder;
 mod cluster;
 mod delegates;
 mod detector;
+pub mod discover;
 mod errors;
 mod events;
 mod hooks;
@@ -31,6 +32,7 @@ pub mod network;
 mod node;
 mod pump;
 mod queue;
+mod resolve;
 mod ring;
 mod state;
 mod streams;
@@ -41,6 +43,7 @@ mod transport;
 
 pub use builder::{ClusterBuilder, DEFAULT_PORT};
 pub use cluster::{Broadcast, Cluster, Spread};
+pub use discover::Discover;
 pub use errors::{
     Cause, ConfigError, JoinError, MemberError, NotSent, Refusal, SendError, StartError, Stopped, UpdateError,
 };
@@ -56,6 +59,7 @@ pub use memberlist_protocol::{
 pub use metrics::{InboxMetrics, Metrics};
 pub use node::{Join, Leave, LeaveReport, Members, Node, SetMeta, Shutdown, Subscribe};
 pub use pump::Subscription;
+pub use resolve::{DnsResolver, Resolver, Resolving};
 
 /// Injected panics, for tests.
 #[cfg(feature = "testing")]

@@ -44,10 +44,14 @@ pub(crate) enum Lost {
     ReadFailed,
     /// A socket that reported an error on accepting a stream.
     AcceptFailed,
+    /// A seed beyond those that a source may give.
+    TooManySeeds,
+    /// An address beyond those that one name may have.
+    TooManyAddrs,
 }
 
 impl Lost {
-    const ALL: [(Self, &'static str); 16] = [
+    const ALL: [(Self, &'static str); 18] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -64,6 +68,8 @@ impl Lost {
         (Self::Panicked, "panicked"),
         (Self::ReadFailed, "read_failed"),
         (Self::AcceptFailed, "accept_failed"),
+        (Self::TooManySeeds, "too_many_seeds"),
+        (Self::TooManyAddrs, "too_many_addresses"),
     ];
 }
 
@@ -165,6 +171,8 @@ pub(crate) struct Counters {
     pub(crate) degraded_timeouts: AtomicU64,
     pub(crate) udp_lost: AtomicU64,
     pub(crate) stalls: AtomicU64,
+    pub(crate) discoveries: AtomicU64,
+    pub(crate) discoveries_failed: AtomicU64,
     sent: Many<{ Message::KINDS }>,
     received: Many<{ Message::KINDS }>,
     dropped: Many<REASONS>,
@@ -223,6 +231,8 @@ impl Counters {
             degraded_timeouts: self.degraded_timeouts.load(Relaxed),
             udp_lost: self.udp_lost.load(Relaxed),
             stalls: self.stalls.load(Relaxed),
+            discoveries: self.discoveries.load(Relaxed),
+            discoveries_failed: self.discoveries_failed.load(Relaxed),
             inboxes: BTreeMap::new(),
             broadcasts_queued: 0,
         }
@@ -291,6 +301,10 @@ pub struct Metrics {
     pub udp_lost: u64,
     /// Handlers of the node's own that hung.
     pub stalls: u64,
+    /// Times that a source of seeds was asked.
+    pub discoveries: u64,
+    /// Times that a source of seeds failed, panicked or did not answer in time.
+    pub discoveries_failed: u64,
     /// What went through the inbox of each actor.
     pub inboxes: BTreeMap<&'static str, InboxMetrics>,
     /// News and users' broadcasts that wait to be gossiped.

@@ -29,6 +29,7 @@ use crate::{
     cluster::Handle,
     delegates::{self, Delegates},
     detector::FailureDetector,
+    discover::{self, MAX_SOURCES, Source},
     errors::{JoinError, StartError, Stopped, UpdateError},
     events::{MemberEvent, NodeEvent, Replay},
     hooks::Hooks,
@@ -38,6 +39,7 @@ use crate::{
     network::Network,
     pump::Subscription,
     queue::{self, BroadcastQueue},
+    resolve::Resolver,
     ring::{Doors, Ring, Shared, now},
     state::{self, NodeState},
     supervisor::{self, Child, Ended, Supervisor, watchdog::Pulse},
@@ -55,6 +57,8 @@ pub(crate) struct Plan {
     pub(crate) meta: Bytes,
     pub(crate) tags: Tags,
     pub(crate) network: Arc<dyn Network>,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) sources: Vec<Source>,
     pub(crate) seed: Option<u64>,
     pub(crate) watchdog: bool,
     pub(crate) hooks: Hooks,
@@ -77,6 +81,10 @@ impl Plan {
             )
         })?;
         Envelope::new(&self.label)?;
+        if self.sources.len() > MAX_SOURCES {
+            let sources = format!("{} sources", self.sources.len());
+            return Err(ConfigError::new("seeds", sources, format!("at most {MAX_SOURCES} sources")));
+        }
         let public = self.advertise.unwrap_or(self.bind);
         if let Some(advertise) = self.advertise {
             if advertise.ip().is_unspecified() || advertise.ip().is_multicast() {
@@ -141,6 +149,9 @@ pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, Start
     };
     check_addr(canonical(addr), canonical(addr))
         .map_err(|error| ConfigError::new("advertise", addr.to_string(), error.to_string()))?;
+    // Their threads end when this returns an error.
+    let sources = plan.sources.into_iter().map(|source| source.start(plan.config.join_timeout));
+    let sources: Vec<_> = sources.collect::<Result<_, _>>().map_err(StartError::Thread)?;
     let mut local = Member::new(NodeId::new(plan.name.as_str(), rng.random()), addr, 1, start);
     local.meta = plan.meta;
     local.tags = plan.tags;
@@ -148,7 +159,12 @@ pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, Start
 
     let members = Table::new(plan.config.clone(), local, rng.random());
     let view = members.view();
-    let doors = Arc::new(Doors::new(plan.config.clone(), view.clone(), plan.hooks));
+    // A generator of its own: what the handle draws, on whatever thread, does not shift what the node draws.
+    let mut chance = Xoshiro256PlusPlus::seed_from_u64(rng.clone().random());
+    let searches: Vec<_> =
+        sources.into_iter().map(|source| (source, Xoshiro256PlusPlus::from_rng(&mut chance))).collect();
+    let doors = Doors::new(plan.config.clone(), view.clone(), plan.resolver, chance, plan.hooks);
+    let doors = Arc::new(doors);
     let detector = Detector::new(plan.config.clone(), start, &mut rng);
     let kept_state = Rc::new(RefCell::new(state::Kept::new(members, &mut rng, start)));
     let ring = Rc::new(Ring {
@@ -179,6 +195,9 @@ pub(crate) async fn start(plan: Plan, own_thread: bool) -> Result<Started, Start
     let handle = Handle::new(doors.clone());
     let node = supervisor.supervise(NODE, 256, move || Node { handle: handle.clone() });
 
+    for (source, rng) in searches {
+        ring.spawn("seeds", discover::search(doors.clone(), source, rng));
+    }
     let keeper = keep(
         Closing { doors: doors.clone(), delegates: kept_delegates },
         ring,

@@ -20,6 +20,7 @@ use crate::{
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
     pump::{NodeEvents, Pump},
+    resolve::Resolver,
     supervisor::Supervisor,
 };
 
@@ -37,6 +38,9 @@ pub(crate) struct Doors {
     pub(crate) node_events: Arc<NodeEvents>,
     pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
     pub(crate) max_broadcast: std::sync::atomic::AtomicUsize,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    /// Chance for what may run on any thread.
+    pub(crate) chance: Mutex<Xoshiro256PlusPlus>,
     pub(crate) hooks: Hooks,
     /// Whether the node stops.
     pub(crate) closing: watch::Sender<bool>,
@@ -52,7 +56,13 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
-    pub(crate) fn new(config: Arc<Config>, view: View, hooks: Hooks) -> Self {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        view: View,
+        resolver: Arc<dyn Resolver>,
+        chance: Xoshiro256PlusPlus,
+        hooks: Hooks,
+    ) -> Self {
         let (control, news) = (config.control_queue_depth, config.handoff_queue_depth);
         Self {
             state: Inbox::new(control, news),
@@ -66,6 +76,8 @@ impl Doors {
             node_events: Arc::default(),
             broadcasts_queued: 0.into(),
             max_broadcast: 0.into(),
+            resolver,
+            chance: Mutex::new(chance),
             hooks,
             closing: watch::Sender::new(false),
             pumps: watch::Sender::new(0),
