@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -16,8 +16,8 @@ use memberlist_protocol::{
 };
 use rand::seq::SliceRandom;
 use tokio::{
-    sync::{Semaphore, oneshot},
-    time::{Instant, timeout, timeout_at},
+    sync::{Notify, Semaphore, oneshot},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -29,7 +29,11 @@ use crate::{
 const AT_ONCE: usize = 64;
 
 /// How long an attempt counts among those.
-const SLOW: Duration = Duration::from_millis(500);
+const SLOW: Duration = Duration::from_millis(250);
+
+/// Slow attempts that are waited for. Those beyond are given up: they would take the streams that the node
+/// needs for others.
+const WAITED_FOR: usize = 256;
 
 /// Part of a join's time that names may take, so that it can still say which one did.
 const RESOLVING: f64 = 0.75;
@@ -128,6 +132,8 @@ struct Joining {
     /// What is resolved at once, and what is dialled at once.
     resolving: Semaphore,
     dialling: Semaphore,
+    /// What is still waited for when its turn is over.
+    waiting: Semaphore,
     /// Addresses where there is nothing to do.
     known: BTreeSet<SocketAddr>,
 }
@@ -138,7 +144,8 @@ impl Joining {
             Members::Try => BTreeSet::new(),
             Members::Skip => doors.view.borrow().alive().map(|member| member.addr).collect(),
         };
-        Self { doors, resolving: Semaphore::new(AT_ONCE), dialling: Semaphore::new(AT_ONCE), known }
+        let [resolving, dialling] = [AT_ONCE; 2].map(Semaphore::new);
+        Self { doors, resolving, dialling, waiting: Semaphore::new(WAITED_FOR), known }
     }
 
     async fn seed(&self, seed: Seed) -> Result<Vec<NodeId>, JoinError> {
@@ -149,7 +156,7 @@ impl Joining {
                 return Ok(Vec::new());
             }
         }
-        one_of(all(addrs.into_iter().map(|addr| self.attempt(addr))).await)
+        enough(addrs.into_iter().map(|addr| self.attempt(addr))).await
     }
 
     async fn resolve(&self, seed: Seed) -> Result<Vec<SocketAddr>, JoinError> {
@@ -158,12 +165,13 @@ impl Joining {
             Seed::Host(host, port) => (host, port),
         };
         let limit = self.doors.config.join_timeout.mul_f64(RESOLVING);
-        let found = in_turn(&self.resolving, async {
-            // Its code is not ours.
-            let answer = async { self.doors.resolver.resolve(&host, port).await };
-            timeout(limit, CatchPanic(Box::pin(answer))).await
-        })
-        .await?;
+        let found = self
+            .in_turn(&self.resolving, async {
+                // Its code is not ours.
+                let answer = async { self.doors.resolver.resolve(&host, port).await };
+                timeout(limit, CatchPanic(Box::pin(answer))).await
+            })
+            .await?;
         let failed = |why: &dyn std::fmt::Display| {
             JoinError::Resolve(format!("{host}: {why}").chars().take(QUOTED + host.len()).collect())
         };
@@ -188,7 +196,7 @@ impl Joining {
         if addr == self.doors.view.borrow().local().addr {
             return Err(JoinError::Oneself);
         }
-        in_turn(&self.dialling, async {
+        self.in_turn(&self.dialling, async {
             let (reply, answer) = oneshot::channel();
             self.doors.transport.command(ToTransport::Join { addr, reply }).map_err(
                 |refused| match refused {
@@ -200,17 +208,18 @@ impl Joining {
         })
         .await?
     }
-}
 
-/// Does something when it is its turn. What takes long is waited for, but keeps nobody else from its turn.
-async fn in_turn<T>(turns: &Semaphore, work: impl Future<Output = T>) -> Result<T, JoinError> {
-    let permit = turns.acquire().await.map_err(|_| JoinError::Stopped)?;
-    let mut work = pin!(work);
-    if let Ok(done) = timeout(SLOW, &mut work).await {
-        return Ok(done);
+    /// Does something when it is its turn. What takes long is waited for, but keeps nobody else from its turn.
+    async fn in_turn<T>(&self, turns: &Semaphore, work: impl Future<Output = T>) -> Result<T, JoinError> {
+        let turn = turns.acquire().await.map_err(|_| JoinError::Stopped)?;
+        let mut work = pin!(work);
+        if let Ok(done) = timeout(SLOW, &mut work).await {
+            return Ok(done);
+        }
+        let _waiting = self.waiting.try_acquire().map_err(|_| JoinError::Timeout)?;
+        drop(turn);
+        Ok(work.await)
     }
-    drop(permit);
-    Ok(work.await)
 }
 
 /// Joins all seeds at once, and waits for the last one or the end of the time.
@@ -253,16 +262,29 @@ pub(crate) async fn join(
     }
 }
 
-/// Who was reached at any address of a seed; if nobody was, why not at the first.
-fn one_of(outcomes: Vec<Result<NodeId, JoinError>>) -> Result<Vec<NodeId>, JoinError> {
-    let (mut reached, mut first) = (Vec::new(), None);
-    for outcome in outcomes {
-        match outcome {
-            Ok(id) => reached.push(id),
-            Err(error) => first = first.or(Some(error)),
-        }
+/// Who was reached at any address of a seed; if nobody was, why not at the first. Once one is reached, the
+/// others are not waited for much longer.
+async fn enough(
+    attempts: impl IntoIterator<Item = impl Future<Output = Result<NodeId, JoinError>>>,
+) -> Result<Vec<NodeId>, JoinError> {
+    let reached = Mutex::new(Vec::new());
+    let one = Notify::new();
+    let attempts = attempts.into_iter().map(|attempt| async {
+        let id = attempt.await?;
+        reached.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        one.notify_one();
+        Ok(())
+    });
+    let outcomes = tokio::select! {
+        biased;
+        outcomes = all(attempts) => outcomes,
+        () = async { one.notified().await; sleep(SLOW).await } => Vec::new(),
+    };
+    let reached = reached.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !reached.is_empty() {
+        return Ok(reached);
     }
-    if reached.is_empty() { Err(first.unwrap_or(JoinError::NoSeeds)) } else { Ok(reached) }
+    Err(outcomes.into_iter().find_map(Result::err).unwrap_or(JoinError::NoSeeds))
 }
 
 /// Runs futures side by side.
