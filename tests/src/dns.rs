@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{self, IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
@@ -54,14 +54,16 @@ pub struct DnsServer {
 impl DnsServer {
     /// Starts a server that knows no name.
     pub fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let (udp, tcp) = runtime.block_on(bind());
+        let (udp, tcp) = bind();
         let addr = tcp.local_addr().expect("it is bound");
         let zone: Arc<Mutex<Zone>> = Arc::default();
         let (stop, stopped) = oneshot::channel();
         let served = zone.clone();
         let thread = std::thread::spawn(move || {
-            runtime.block_on(async {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                let udp = UdpSocket::from_std(udp).expect("a socket");
+                let tcp = TcpListener::from_std(tcp).expect("a socket");
                 tokio::select! {
                     _ = stopped => {}
                     () = serve_udp(&udp, &served) => {}
@@ -122,11 +124,12 @@ fn lock(zone: &Mutex<Zone>) -> MutexGuard<'_, Zone> {
 }
 
 /// One port that is free for both.
-async fn bind() -> (UdpSocket, TcpListener) {
+fn bind() -> (net::UdpSocket, net::TcpListener) {
     for _ in 0..100 {
-        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("loopback");
-        let addr = tcp.local_addr().expect("it is bound");
-        if let Ok(udp) = UdpSocket::bind(addr).await {
+        let tcp = net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
+        if let Ok(udp) = net::UdpSocket::bind(tcp.local_addr().expect("it is bound")) {
+            tcp.set_nonblocking(true).expect("a socket");
+            udp.set_nonblocking(true).expect("a socket");
             return (udp, tcp);
         }
     }
