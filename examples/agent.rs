@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! cargo run --example agent -- --name a
-//! cargo run --example agent -- --name b --bind 127.0.0.1:0 --join 127.0.0.1:7946
+//! cargo run --example agent -- --name b --bind 127.0.0.1:0 --join localhost:7946
 //! ```
+//!
+//! `--join` takes what `Cluster::join` does, names among them, and is done once somebody was reached.
+//! `--seeds-file` and `--seeds-dns` are asked for as long as the node runs.
 //!
 //! It prints its address, then each event as it comes and the list of members every 30 s. A line on standard
 //! input is broadcast to all; the end of the input means nothing. SIGTERM or SIGINT makes it leave and stop;
@@ -19,6 +22,7 @@ use std::{
 use actix::prelude::*;
 use actix_memberlist::{
     Broadcast, Cluster, Config, DEFAULT_PORT, MemberEvent, NodeEvent, Replay, Sender, UserBytes,
+    discover::{FromDns, FromFile},
 };
 use lexopt::prelude::*;
 use serde_json::{Value, json};
@@ -48,12 +52,15 @@ const LINES: usize = 16;
 const INTERRUPTED: u8 = 130;
 
 const USAGE: &str = "agent --name NAME [--bind ADDR (default 127.0.0.1:7946)] [--join SEED[,SEED..]].. \
+                     [--seeds-file PATH].. [--seeds-dns NAME].. \
                      [--profile lan|wan|local (default lan)] [--label LABEL] [--plaintext] [--json]";
 
 struct Options {
     name: String,
     bind: SocketAddr,
     seeds: Vec<String>,
+    files: Vec<String>,
+    names: Vec<String>,
     config: Config,
     label: String,
     plaintext: bool,
@@ -65,6 +72,8 @@ fn options() -> Result<Options, lexopt::Error> {
         name: String::new(),
         bind: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
         seeds: Vec::new(),
+        files: Vec::new(),
+        names: Vec::new(),
         config: Config::lan(),
         label: String::new(),
         plaintext: false,
@@ -79,6 +88,8 @@ fn options() -> Result<Options, lexopt::Error> {
                 let seeds: String = args.value()?.parse()?;
                 options.seeds.extend(seeds.split(',').map(|seed| seed.trim().to_owned()));
             }
+            Long("seeds-file") => options.files.push(args.value()?.parse()?),
+            Long("seeds-dns") => options.names.push(args.value()?.parse()?),
             Long("profile") => options.config = common::profile(&args.value()?.parse::<String>()?)?,
             Long("label") => options.label = args.value()?.parse()?,
             Long("plaintext") => options.plaintext = true,
@@ -123,6 +134,12 @@ async fn run(options: Options) -> Result<ExitCode, Error> {
         Cluster::builder(options.name).config(options.config).bind(options.bind).label(options.label);
     if options.plaintext {
         builder = builder.plaintext();
+    }
+    for path in options.files {
+        builder = builder.seeds(FromFile::new(path));
+    }
+    for name in options.names {
+        builder = builder.seeds(FromDns::new(name));
     }
     let node = builder.start().await?;
     let own = node.view().local().clone();

@@ -114,6 +114,11 @@ pub struct Config {
     /// Time limit of a join as a whole. 10 ms to 10 min. LAN 10 s, WAN 30 s, local 2 s.
     #[serde(with = "crate::span")]
     pub join_timeout: Duration,
+    /// Time between two looks at each source of seeds once this node has company, give or take a quarter; as
+    /// long as it is alone it looks after 1 s, and then less and less often, down to every 10 s. 100 ms to
+    /// 1 h; 0 = only while it is alone. LAN 30 s, WAN 60 s, local 15 s.
+    #[serde(with = "crate::span")]
+    pub discover_interval: Duration,
 
     /// Networks that this node has to do with. Packets and streams from elsewhere are dropped unread, members
     /// with an address elsewhere are not taken in, seeds elsewhere are not joined. At most 256. None, which
@@ -212,6 +217,7 @@ impl Config {
             join_timeout: secs(10),
             cidrs_allowed: None,
             delegate_version: VersionRange { min: 0, max: 0, current: 0 },
+            discover_interval: secs(30),
             dead_retention: secs(72 * 3600),
             left_retention: secs(24 * 3600),
             dead_node_reclaim_time: Duration::ZERO,
@@ -252,6 +258,7 @@ impl Config {
             push_pull_interval: secs(60),
             tcp_timeout: secs(30),
             join_timeout: secs(30),
+            discover_interval: secs(60),
             ..Self::lan()
         }
     }
@@ -268,6 +275,7 @@ impl Config {
             push_pull_interval: secs(15),
             tcp_timeout: secs(1),
             join_timeout: secs(2),
+            discover_interval: secs(15),
             ..Self::lan()
         }
     }
@@ -365,6 +373,7 @@ impl Config {
             let value = format!("min {min}, max {max}, current {current}");
             return Err(ConfigError::new("delegate_version", value, "min <= current <= max"));
         }
+        span("discover_interval", self.discover_interval, ms(100), hour, true)?;
         let year = hour * 24 * 366;
         span("gossip_to_the_dead_time", self.gossip_to_the_dead_time, ms(1), year, true)?;
         span("dead_retention", self.dead_retention, ms(1), year, false)?;
@@ -456,7 +465,7 @@ mod tests {
     #[test]
     fn weak_point_21_settings_that_would_spin_or_starve_are_refused() {
         type Break = fn(&mut Config);
-        let cases: [(&str, Break); 8] = [
+        let cases: [(&str, Break); 9] = [
             ("awareness_max_multiplier", |c| c.awareness_max_multiplier = 0),
             ("udp_buffer_size", |c| c.udp_buffer_size = 10),
             ("udp_buffer_size", |c| c.udp_buffer_size = 1 << 20),
@@ -465,6 +474,7 @@ mod tests {
             ("gossip_interval", |c| c.gossip_interval = Duration::from_nanos(1)),
             ("suspicion_mult", |c| c.suspicion_mult = 0),
             ("tcp_timeout", |c| c.tcp_timeout = Duration::ZERO),
+            ("discover_interval", |c| c.discover_interval = ms(1)),
         ];
         for (field, break_it) in cases {
             let mut config = Config::lan();
@@ -479,6 +489,7 @@ mod tests {
             probe_interval: Duration::ZERO,
             gossip_interval: Duration::ZERO,
             push_pull_interval: Duration::ZERO,
+            discover_interval: Duration::ZERO,
             gossip_nodes: 0,
             ..Config::lan()
         };

@@ -13,11 +13,13 @@ use tokio::sync::oneshot;
 
 use crate::{
     cluster::Cluster,
+    discover::{Discover, Source},
     errors::StartError,
     hooks::Hooks,
     network::{Network, SystemNetwork},
     node::{self, Plan},
     questions::Admit,
+    resolve::{DnsResolver, Resolver},
 };
 
 /// The port that nodes of a cluster have by custom.
@@ -50,6 +52,8 @@ impl ClusterBuilder {
             tags: Tags::new(),
             ping_payload: Bytes::new(),
             network: Arc::new(SystemNetwork),
+            resolver: Arc::new(DnsResolver::system()),
+            sources: Vec::new(),
             seed: None,
             watchdog: true,
             hooks: Hooks::default(),
@@ -134,6 +138,19 @@ impl ClusterBuilder {
     /// The network; without it [`SystemNetwork`].
     pub fn network<N: Network>(mut self, n: N) -> Self {
         self.plan.network = Arc::new(n);
+        self
+    }
+
+    /// Where the addresses of names come from; without it [`DnsResolver::system`].
+    pub fn resolver<R: Resolver>(mut self, r: R) -> Self {
+        self.plan.resolver = Arc::new(r);
+        self
+    }
+
+    /// Where seeds come from: the node asks at its start, and again for as long as it runs, and joins those
+    /// that are no members; see [`discover`](crate::discover). Each call adds a source, 16 at most.
+    pub fn seeds<D: Discover>(mut self, d: D) -> Self {
+        self.plan.sources.push(Source::new(d));
         self
     }
 

@@ -170,7 +170,7 @@ impl Handle {
     }
 
     pub(crate) async fn join(&self, seeds: Vec<String>) -> Result<Joined, JoinError> {
-        self.work(join::join(self.doors.clone(), seeds)).await.unwrap_or_else(|refused| {
+        self.work(join::join(self.doors.clone(), seeds, join::Members::Try)).await.unwrap_or_else(|refused| {
             Err(match refused {
                 Refused::Busy => JoinError::Lost,
                 Refused::Closed => JoinError::Stopped,
@@ -314,10 +314,25 @@ impl Cluster {
         self.0.node.clone()
     }
 
-    /// Joins the cluster of these seeds: `host`, `host:port`, `address`, `[address]:port`, each with a
-    /// `name/` in front or not. Without a port it is this node's own. All are tried at once, within
-    /// [`Config::join_timeout`](crate::Config::join_timeout). One that is reached is enough. Dropping the
-    /// future cancels what is not done yet.
+    /// Joins the cluster of these seeds. A seed is
+    ///
+    /// | form | such as |
+    /// |---|---|
+    /// | an address | `10.0.0.1`, `10.0.0.1:7946`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:7946` |
+    /// | a host | `db`, `db.example`, `db.example:7946`, `db.example.` (without search domains) |
+    /// | a service, whose SRV records say hosts and ports | `_gossip._tcp.example` |
+    ///
+    /// each with the name of a node in front or not: `a/10.0.0.1:7946`. That name is for the reader; whoever
+    /// answers counts. Without a port it is this node's own.
+    ///
+    /// Names are looked up by the node's [`Resolver`](crate::Resolver), which may take three quarters of
+    /// [`Config::join_timeout`](crate::Config::join_timeout). A name may have many addresses, of both families:
+    /// all are tried, but at most 64, chosen by chance, and one that is reached is enough.
+    ///
+    /// All seeds are tried at once, within [`Config::join_timeout`](crate::Config::join_timeout), and one that
+    /// is reached is enough; the future is ready when the last one is through or has failed. Dropping it cancels
+    /// what is not done yet. A node that should find its seeds later as well is given
+    /// [sources](crate::ClusterBuilder::seeds) of them.
     ///
     /// After a [`leave`](Cluster::leave) the node comes back as another run: with a new [`NodeId`], which the
     /// others see join, and with its tags and metadata as they were. It is back from then on, whether or not a

@@ -78,15 +78,31 @@ pub enum JoinError {
     Stopped,
 }
 
+/// The first seeds and their errors, each cut where a log line would get too long.
 fn list(failed: &[(String, JoinError)]) -> String {
     /// Seeds that a line names.
     const MAX: usize = 10;
-    let mut text: Vec<String> =
-        failed.iter().take(MAX).map(|(seed, error)| format!("{seed}: {error}")).collect();
+    /// Characters of a seed.
+    const SEED: usize = 80;
+    /// Characters of its error.
+    const ERROR: usize = 200;
+    let mut text: Vec<String> = failed
+        .iter()
+        .take(MAX)
+        .map(|(seed, error)| format!("{}: {}", cut(seed, SEED), cut(&error.to_string(), ERROR)))
+        .collect();
     if failed.len() > MAX {
         text.push(format!("and {} more", failed.len() - MAX));
     }
     text.join("; ")
+}
+
+fn cut(text: &str, max: usize) -> String {
+    let mut short: String = text.chars().take(max).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
 }
 
 /// The node has stopped.
@@ -217,4 +233,22 @@ pub enum Cause {
     /// The node has stopped.
     #[error("the node has stopped")]
     Stopped,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reads_that_nobody_was_reached_sees_each_seed_with_its_reason_and_no_more_than_fits() {
+        let resolve = JoinError::Resolve("db: no such name".into());
+        let some = vec![("db:1".to_owned(), resolve), ("10.0.0.1".to_owned(), JoinError::Timeout)];
+        assert_eq!(
+            JoinError::NoneReached(some).to_string(),
+            "no seed could be joined: db:1: cannot resolve db: no such name; 10.0.0.1: no answer in time"
+        );
+        let long = || ("x ".repeat(10_000), JoinError::Resolve("y".repeat(10_000)));
+        let text = JoinError::NoneReached((0..1000).map(|_| long()).collect()).to_string();
+        assert!(text.len() < 3200 && text.ends_with("; and 990 more"), "{} bytes: {text}", text.len());
+    }
 }

@@ -1,10 +1,11 @@
 //! Joining: from seeds as a user writes them to full states exchanged, all at once.
 
 use std::{
+    collections::BTreeSet,
     future::poll_fn,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
-    sync::Arc,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -13,23 +14,37 @@ use memberlist_protocol::{
     member::{NodeId, canonical, check_name},
     view::View,
 };
+use rand::seq::SliceRandom;
 use tokio::{
-    sync::{Semaphore, oneshot},
-    time::{Instant, timeout, timeout_at},
+    sync::{Notify, Semaphore, oneshot},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     errors::JoinError,
     inbox::Refused,
     messages::{ToState, ToTransport},
+    metrics::Lost,
+    resolve::is_service,
     ring::Doors,
+    supervisor::CatchPanic,
 };
 
 /// Addresses that are tried at once.
 const AT_ONCE: usize = 64;
 
 /// How long an attempt counts among those.
-const SLOW: Duration = Duration::from_millis(500);
+const SLOW: Duration = Duration::from_millis(250);
+
+/// Slow attempts that are waited for. Those beyond are given up: they would take the streams that the node
+/// needs for others.
+const WAITED_FOR: usize = 256;
+
+/// Part of a join's time that names may take, so that it can still say which one did.
+const RESOLVING: f64 = 0.75;
+
+/// Addresses of one name that are tried: a name of the whole cluster need not be dialled as a whole.
+const MAX_ADDRS: usize = 64;
 
 /// Most of a bad seed that an error repeats, in characters.
 const QUOTED: usize = 300;
@@ -86,6 +101,9 @@ fn parse(seed: &str, port: u16) -> Result<Seed, JoinError> {
         return Ok(Seed::Addr(canonical(SocketAddr::new(ip, port))));
     }
     let (host, port) = match host.split_once(':') {
+        Some((service, _)) if is_service(service) => {
+            return Err(bad("the records of a service have ports of their own"));
+        }
         Some((host, digits)) => {
             let port: u16 = digits.parse().map_err(|_| bad("the port is no number from 1 to 65535"))?;
             if port == 0 {
@@ -104,39 +122,135 @@ fn parse(seed: &str, port: u16) -> Result<Seed, JoinError> {
     }
 }
 
-async fn resolve(seed: Seed) -> Result<Vec<SocketAddr>, JoinError> {
-    match seed {
-        Seed::Addr(addr) => Ok(vec![addr]),
-        Seed::Host(host, port) => {
-            let found = tokio::net::lookup_host((&*host, port)).await;
-            let found = found.map_err(|error| JoinError::Resolve(format!("{host}: {error}")))?;
-            let mut addrs: Vec<_> = found.map(canonical).collect();
-            addrs.sort_unstable();
-            addrs.dedup();
-            if addrs.is_empty() { Err(JoinError::Resolve(host)) } else { Ok(addrs) }
+/// What becomes of an address that a present member has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Members {
+    /// It is tried like any other.
+    Try,
+    /// There is nothing to do there.
+    Skip,
+}
+
+/// One join, as each of its attempts sees it.
+struct Joining {
+    doors: Arc<Doors>,
+    /// What is resolved at once, and what is dialled at once.
+    resolving: Semaphore,
+    dialling: Semaphore,
+    /// What is still waited for when its turn is over.
+    waiting: Semaphore,
+    /// Addresses where there is nothing to do.
+    known: BTreeSet<SocketAddr>,
+}
+
+impl Joining {
+    fn new(doors: Arc<Doors>, members: Members) -> Self {
+        let known = match members {
+            Members::Try => BTreeSet::new(),
+            Members::Skip => doors.view.borrow().alive().map(|member| member.addr).collect(),
+        };
+        let [resolving, dialling] = [AT_ONCE; 2].map(Semaphore::new);
+        Self { doors, resolving, dialling, waiting: Semaphore::new(WAITED_FOR), known }
+    }
+
+    async fn seed(&self, seed: Seed) -> Result<Vec<NodeId>, JoinError> {
+        let mut addrs = self.resolve(seed).await?;
+        if !self.known.is_empty() {
+            addrs.retain(|addr| !self.known.contains(addr));
+            if addrs.is_empty() {
+                return Ok(Vec::new());
+            }
         }
+        enough(addrs.into_iter().map(|addr| self.attempt(addr))).await
+    }
+
+    async fn resolve(&self, seed: Seed) -> Result<Vec<SocketAddr>, JoinError> {
+        let (host, port) = match seed {
+            Seed::Addr(addr) => return Ok(vec![addr]),
+            Seed::Host(host, port) => (host, port),
+        };
+        let limit = self.doors.config.join_timeout.mul_f64(RESOLVING);
+        let found = self
+            .in_turn(&self.resolving, async {
+                // Its code is not ours.
+                let answer = async { self.doors.resolver.resolve(&host, port).await };
+                timeout(limit, CatchPanic(Box::pin(answer))).await
+            })
+            .await?;
+        let failed = |why: &dyn std::fmt::Display| {
+            JoinError::Resolve(format!("{host}: {why}").chars().take(QUOTED + host.len()).collect())
+        };
+        let found = found
+            .map_err(|_| failed(&format_args!("no answer within {limit:?}")))?
+            .map_err(|panic| failed(&format_args!("the resolver panicked: {panic}")))?
+            .map_err(|error| failed(&error))?;
+        let mut addrs: Vec<_> = found.into_iter().map(canonical).filter(|addr| addr.port() != 0).collect();
+        addrs.sort_unstable();
+        addrs.dedup();
+        if addrs.len() > MAX_ADDRS {
+            // By chance, or the same ones would be left out each time.
+            let mut chance = self.doors.chance.lock().unwrap_or_else(PoisonError::into_inner);
+            let (chosen, rest) = addrs.partial_shuffle(&mut *chance, MAX_ADDRS);
+            self.doors.counters.drop_many(Lost::TooManyAddrs, rest.len());
+            addrs = chosen.to_vec();
+        }
+        if addrs.is_empty() { Err(failed(&"it has no address")) } else { Ok(addrs) }
+    }
+
+    async fn attempt(&self, addr: SocketAddr) -> Result<NodeId, JoinError> {
+        if addr == self.doors.view.borrow().local().addr {
+            return Err(JoinError::Oneself);
+        }
+        if !self.doors.config.allows(addr.ip()) {
+            return Err(JoinError::NotAllowed(addr));
+        }
+        self.in_turn(&self.dialling, async {
+            let (reply, answer) = oneshot::channel();
+            self.doors.transport.command(ToTransport::Join { addr, reply }).map_err(
+                |refused| match refused {
+                    Refused::Busy => JoinError::Busy,
+                    Refused::Closed => JoinError::Stopped,
+                },
+            )?;
+            answer.await.unwrap_or(Err(JoinError::Lost))
+        })
+        .await?
+    }
+
+    /// Does something when it is its turn. What takes long is waited for, but keeps nobody else from its turn.
+    async fn in_turn<T>(&self, turns: &Semaphore, work: impl Future<Output = T>) -> Result<T, JoinError> {
+        let turn = turns.acquire().await.map_err(|_| JoinError::Stopped)?;
+        let mut work = pin!(work);
+        if let Ok(done) = timeout(SLOW, &mut work).await {
+            return Ok(done);
+        }
+        let _waiting = self.waiting.try_acquire().map_err(|_| JoinError::Timeout)?;
+        drop(turn);
+        Ok(work.await)
     }
 }
 
 /// Joins all seeds at once, and waits for the last one or the end of the time.
-pub(crate) async fn join(doors: Arc<Doors>, seeds: Vec<String>) -> Result<Joined, JoinError> {
+pub(crate) async fn join(
+    doors: Arc<Doors>,
+    seeds: Vec<String>,
+    members: Members,
+) -> Result<Joined, JoinError> {
     if seeds.is_empty() {
         return Err(JoinError::NoSeeds);
     }
     let deadline = Instant::now() + doors.config.join_timeout;
     let port = doors.view.borrow().local().addr.port();
     let parsed: Vec<_> = seeds.iter().map(|seed| parse(seed, port)).collect();
-    if parsed.iter().any(Result::is_ok) {
+    // Only somebody's word brings a node back that has left.
+    if members == Members::Try && parsed.iter().any(Result::is_ok) {
         rejoin(&doors).await?;
     }
-    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+    let joining = Joining::new(doors, members);
     let attempts = parsed.into_iter().map(|parsed| {
-        let (doors, at_once) = (doors.clone(), at_once.clone());
+        let joining = &joining;
         async move {
-            let attempt = async {
-                let addrs = resolve(parsed?).await?;
-                one_of(all(addrs.into_iter().map(|addr| attempt(doors.clone(), at_once.clone(), addr))).await)
-            };
+            let attempt = async { joining.seed(parsed?).await };
             timeout_at(deadline, attempt).await.unwrap_or(Err(JoinError::Timeout))
         }
     });
@@ -145,14 +259,18 @@ pub(crate) async fn join(doors: Arc<Doors>, seeds: Vec<String>) -> Result<Joined
     for (seed, outcome) in seeds.into_iter().zip(outcomes) {
         match outcome {
             Ok(reached) => joined.reached.extend(reached),
+            // A list of all nodes has this one in it.
+            Err(JoinError::Oneself) if members == Members::Skip => {}
             Err(error) => joined.failed.push((seed, error)),
         }
     }
     joined.reached.sort();
     joined.reached.dedup();
-    match (joined.reached.is_empty(), joined.failed.len()) {
-        (false, _) => Ok(joined),
-        (true, 1) => Err(joined.failed.remove(0).1),
+    match (joined.reached.is_empty(), &joined.failed[..]) {
+        (false, _) | (true, []) => Ok(joined),
+        // This one does not say of itself where.
+        (true, [(_, JoinError::Timeout)]) => Err(JoinError::NoneReached(joined.failed)),
+        (true, [(_, error)]) => Err(error.clone()),
         (true, _) => Err(JoinError::NoneReached(joined.failed)),
     }
 }
@@ -167,37 +285,29 @@ async fn rejoin(doors: &Doors) -> Result<(), JoinError> {
     answer.await.map_err(|_| JoinError::Lost)
 }
 
-/// Who was reached at any address of a seed; if nobody was, why not at the first.
-fn one_of(outcomes: Vec<Result<NodeId, JoinError>>) -> Result<Vec<NodeId>, JoinError> {
-    let (mut reached, mut first) = (Vec::new(), None);
-    for outcome in outcomes {
-        match outcome {
-            Ok(id) => reached.push(id),
-            Err(error) => first = first.or(Some(error)),
-        }
+/// Who was reached at any address of a seed; if nobody was, why not at the first. Once one is reached, the
+/// others are not waited for much longer.
+async fn enough(
+    attempts: impl IntoIterator<Item = impl Future<Output = Result<NodeId, JoinError>>>,
+) -> Result<Vec<NodeId>, JoinError> {
+    let reached = Mutex::new(Vec::new());
+    let one = Notify::new();
+    let attempts = attempts.into_iter().map(|attempt| async {
+        let id = attempt.await?;
+        reached.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        one.notify_one();
+        Ok(())
+    });
+    let outcomes = tokio::select! {
+        biased;
+        outcomes = all(attempts) => outcomes,
+        () = async { one.notified().await; sleep(SLOW).await } => Vec::new(),
+    };
+    let reached = reached.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if !reached.is_empty() {
+        return Ok(reached);
     }
-    if reached.is_empty() { Err(first.unwrap_or(JoinError::NoSeeds)) } else { Ok(reached) }
-}
-
-async fn attempt(doors: Arc<Doors>, at_once: Arc<Semaphore>, addr: SocketAddr) -> Result<NodeId, JoinError> {
-    if addr == doors.view.borrow().local().addr {
-        return Err(JoinError::Oneself);
-    }
-    if !doors.config.allows(addr.ip()) {
-        return Err(JoinError::NotAllowed(addr));
-    }
-    let permit = at_once.acquire().await.map_err(|_| JoinError::Stopped)?;
-    let (reply, mut answer) = oneshot::channel();
-    doors.transport.command(ToTransport::Join { addr, reply }).map_err(|refused| match refused {
-        Refused::Busy => JoinError::Busy,
-        Refused::Closed => JoinError::Stopped,
-    })?;
-    // Whoever does not answer soon is waited for, but keeps nobody else from being tried.
-    if let Ok(answer) = timeout(SLOW, &mut answer).await {
-        return answer.unwrap_or(Err(JoinError::Lost));
-    }
-    drop(permit);
-    answer.await.unwrap_or(Err(JoinError::Lost))
+    Err(outcomes.into_iter().find_map(Result::err).unwrap_or(JoinError::NoSeeds))
 }
 
 /// Runs futures side by side.
@@ -255,6 +365,9 @@ mod tests {
             ("db", host("db", 7946)),
             ("db.example:9", host("db.example", 9)),
             ("n1/db.example", host("db.example", 7946)),
+            ("my_db:9", host("my_db", 9)),
+            ("db.example.", host("db.example.", 7946)),
+            ("_gossip._tcp.db.example", host("_gossip._tcp.db.example", 7946)),
         ] {
             assert_eq!(parse(seed, 7946), expected, "{seed}");
         }
@@ -270,6 +383,7 @@ mod tests {
             ("db:65536", "no number"),
             ("db:0", "port 0"),
             ("10.0.0.1:0", "port 0"),
+            ("_gossip._tcp.db.example:9", "of their own"),
             ("a b", "character"),
             ("http://x", "no number"),
         ] {

@@ -21,6 +21,7 @@ mod builder;
 mod cluster;
 mod delegates;
 mod detector;
+pub mod discover;
 mod errors;
 mod events;
 mod exchanges;
@@ -37,6 +38,7 @@ mod peer;
 mod pump;
 mod questions;
 mod queue;
+mod resolve;
 mod ring;
 mod state;
 mod streams;
@@ -47,6 +49,7 @@ mod transport;
 
 pub use builder::{ClusterBuilder, DEFAULT_PORT};
 pub use cluster::{Broadcast, Cluster, Spread};
+pub use discover::Discover;
 pub use errors::{
     AskError, Cause, ConfigError, JoinError, MemberError, NotSent, Refusal, SendError, StartError, Stopped,
     UpdateError,
@@ -68,6 +71,7 @@ pub use node::{
 pub use peer::{Peer, Sent};
 pub use pump::Subscription;
 pub use questions::{Admit, Export, Merge, SharedState};
+pub use resolve::{DnsResolver, Resolver, Resolving};
 
 /// Injected panics, for tests.
 #[cfg(feature = "testing")]

@@ -74,10 +74,14 @@ pub(crate) enum Lost {
     RefusedName,
     /// A peer that was refused for another reason.
     RefusedOther,
+    /// A seed beyond those that a source may give.
+    TooManySeeds,
+    /// An address beyond those that one name may have.
+    TooManyAddrs,
 }
 
 impl Lost {
-    const ALL: [(Self, &'static str); 29] = [
+    const ALL: [(Self, &'static str); 31] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -107,6 +111,8 @@ impl Lost {
         (Self::RefusedAddress, "refused_address"),
         (Self::RefusedName, "refused_name"),
         (Self::RefusedOther, "refused_other"),
+        (Self::TooManySeeds, "too_many_seeds"),
+        (Self::TooManyAddrs, "too_many_addresses"),
     ];
 
     /// What a refusal of this node's own is counted as.
@@ -223,6 +229,8 @@ pub(crate) struct Counters {
     pub(crate) udp_lost: AtomicU64,
     pub(crate) stalls: AtomicU64,
     pub(crate) user_messages_sent: AtomicU64,
+    pub(crate) discoveries: AtomicU64,
+    pub(crate) discoveries_failed: AtomicU64,
     sent: Many<{ Message::KINDS }>,
     received: Many<{ Message::KINDS }>,
     dropped: Many<REASONS>,
@@ -283,6 +291,8 @@ impl Counters {
             stalls: self.stalls.load(Relaxed),
             user_messages_sent: self.user_messages_sent.load(Relaxed),
             user_messages_waiting: 0,
+            discoveries: self.discoveries.load(Relaxed),
+            discoveries_failed: self.discoveries_failed.load(Relaxed),
             inboxes: BTreeMap::new(),
             broadcasts_queued: 0,
         }
@@ -355,6 +365,10 @@ pub struct Metrics {
     pub user_messages_sent: u64,
     /// Messages of users to single nodes that wait to be sent.
     pub user_messages_waiting: u64,
+    /// Times that a source of seeds was asked.
+    pub discoveries: u64,
+    /// Times that a source of seeds failed, panicked or did not answer in time.
+    pub discoveries_failed: u64,
     /// What went through the inbox of each actor.
     pub inboxes: BTreeMap<&'static str, InboxMetrics>,
     /// News and users' broadcasts that wait to be gossiped.

@@ -31,6 +31,7 @@ use crate::{
     cluster::Handle,
     delegates::{self, Delegates},
     detector::FailureDetector,
+    discover::{self, MAX_SOURCES, Source},
     errors::{AskError, JoinError, StartError, Stopped, UpdateError},
     events::{MemberEvent, NodeEvent, Replay},
     hooks::Hooks,
@@ -41,6 +42,7 @@ use crate::{
     pump::Subscription,
     questions::Admit,
     queue::{self, BroadcastQueue},
+    resolve::Resolver,
     ring::{Doors, Ring, SELDOM, Shared, now},
     state::{self, NodeState},
     supervisor::{self, Child, Ended, Supervisor, watchdog::Pulse},
@@ -59,6 +61,8 @@ pub(crate) struct Plan {
     pub(crate) tags: Tags,
     pub(crate) ping_payload: Bytes,
     pub(crate) network: Arc<dyn Network>,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) sources: Vec<Source>,
     pub(crate) seed: Option<u64>,
     pub(crate) watchdog: bool,
     pub(crate) hooks: Hooks,
@@ -89,6 +93,10 @@ impl Plan {
             ));
         }
         Envelope::new(&self.label)?;
+        if self.sources.len() > MAX_SOURCES {
+            let sources = format!("{} sources", self.sources.len());
+            return Err(ConfigError::new("seeds", sources, format!("at most {MAX_SOURCES} sources")));
+        }
         let advertised = advertise::settle(self.bind, self.advertise, &self.config, || self.network.host())?;
         // Who is told of the node counts, and so does who reaches it.
         let open = [self.bind, advertised.addr].into_iter().find(|addr| !canonical(*addr).ip().is_loopback());
@@ -148,6 +156,9 @@ pub(crate) async fn start(
     if let Some(warning) = advertised.warning {
         tracing::warn!(%addr, "not everybody can reach the address that this node is known by: {warning}");
     }
+    // Their threads end when this returns an error.
+    let sources = plan.sources.into_iter().map(|source| source.start(plan.config.join_timeout));
+    let sources: Vec<_> = sources.collect::<Result<_, _>>().map_err(StartError::Thread)?;
     let mut local = Member::new(NodeId::drawn(plan.name.as_str(), &mut rng), addr, 1, start);
     local.meta = plan.meta;
     local.tags = plan.tags;
@@ -155,7 +166,13 @@ pub(crate) async fn start(
 
     let members = Table::new(plan.config.clone(), local, rng.random());
     let view = members.view();
-    let doors = Arc::new(Doors::new(plan.config.clone(), view.clone(), plan.hooks, plan.admit.is_some()));
+    // A generator of its own: what the handle draws, on whatever thread, does not shift what the node draws.
+    let mut chance = Xoshiro256PlusPlus::seed_from_u64(rng.clone().random());
+    let searches: Vec<_> =
+        sources.into_iter().map(|source| (source, Xoshiro256PlusPlus::from_rng(&mut chance))).collect();
+    let gated = plan.admit.is_some();
+    let doors = Doors::new(plan.config.clone(), view.clone(), gated, plan.resolver, chance, plan.hooks);
+    let doors = Arc::new(doors);
     *doors.ping_payload() = plan.ping_payload;
     let detector = Detector::new(plan.config.clone(), start, &mut rng);
     let kept_state = Rc::new(RefCell::new(state::Kept::new(members, &mut rng, start)));
@@ -188,6 +205,9 @@ pub(crate) async fn start(
     let handle = Handle::new(doors.clone());
     let node = supervisor.supervise(NODE, 256, move || Node { handle: handle.clone() });
 
+    for (source, rng) in searches {
+        ring.spawn("seeds", discover::search(doors.clone(), source, rng));
+    }
     let keeper = keep(
         Closing { doors: doors.clone(), delegates: kept_delegates },
         ring,

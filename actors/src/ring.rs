@@ -31,6 +31,7 @@ use crate::{
     network::Endpoint,
     outbox::Outbox,
     pump::{NodeEvents, Pump},
+    resolve::Resolver,
     supervisor::Supervisor,
 };
 
@@ -60,6 +61,9 @@ pub(crate) struct Doors {
     pub(crate) node_events: Arc<NodeEvents>,
     pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
     pub(crate) max_broadcast: std::sync::atomic::AtomicUsize,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    /// Chance for what may run on any thread.
+    pub(crate) chance: Mutex<Xoshiro256PlusPlus>,
     pub(crate) hooks: Hooks,
     /// What users send to single nodes.
     pub(crate) outbox: Arc<Outbox>,
@@ -79,7 +83,14 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
-    pub(crate) fn new(config: Arc<Config>, view: View, hooks: Hooks, gated: bool) -> Self {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        view: View,
+        gated: bool,
+        resolver: Arc<dyn Resolver>,
+        chance: Xoshiro256PlusPlus,
+        hooks: Hooks,
+    ) -> Self {
         let (control, news) = (config.control_queue_depth, config.handoff_queue_depth);
         Self {
             state: Inbox::new(control, news),
@@ -96,6 +107,8 @@ impl Doors {
             node_events: Arc::default(),
             broadcasts_queued: 0.into(),
             max_broadcast: 0.into(),
+            resolver,
+            chance: Mutex::new(chance),
             hooks,
             outbox: Arc::new(Outbox::new(&config)),
             gated,

@@ -10,6 +10,7 @@ use actix_memberlist::{
 use futures_util::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
+pub mod dns;
 pub mod story;
 
 /// The program in the README compiles and runs.

@@ -64,6 +64,8 @@ mod panic;
 mod shell;
 pub(crate) mod watchdog;
 
+pub(crate) use panic::catch;
+
 use shell::{Order, Report, Shell};
 use watchdog::Pulse;
 
@@ -406,7 +408,7 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 /// A future whose panic is its output.
-struct CatchPanic<F>(F);
+pub(crate) struct CatchPanic<F>(pub(crate) F);
 
 impl<F: Future + Unpin> Future for CatchPanic<F> {
     type Output = Result<F::Output, String>;

@@ -29,7 +29,7 @@ pub(super) fn note_places() {
 }
 
 /// Runs `f`; a panic becomes its message and place.
-pub(super) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(f)).map_err(|payload| {
         let text = message(&*payload);
         // A payload of the user's may panic when it is dropped.
