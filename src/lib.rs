@@ -12,6 +12,7 @@
 //! | [`probe`] | the failure detector |
 //! | [`broadcast`], [`gossip`] | what is still to be said, and to whom |
 //! | [`push_pull`] | the exchange of full states |
+//! | [`limiter`], [`throttle`] | what may happen once in a while, what may be said so often |
 //! | [`restart`] | when an actor that panicked runs again |
 //! | [`wire`] | bytes |
 
@@ -27,6 +28,7 @@ pub mod probe;
 pub mod push_pull;
 pub mod restart;
 pub mod suspicion;
+pub mod throttle;
 pub mod tombstones;
 pub mod view;
 pub mod wire;
