@@ -9,6 +9,7 @@ use memberlist_protocol::{gossip::Seen, members::Change, view::View, wire::messa
 use crate::{
     events::{MemberEvent, Replay, Sender, UserBytes},
     inbox::{Alarm, Turn, Turns},
+    logs::{Line, say},
     messages::{DELEGATES, ToDelegates, ToQueue},
     metrics::Lost,
     pump::{Queue, Subscribing},
@@ -86,6 +87,12 @@ impl Delegates {
                 for (rev, change) in changes {
                     if !queue.push(MemberEvent::new(*rev, change), 0) {
                         self.ring.counters.drop(Lost::SubscriberLagged);
+                        say!(
+                            self.ring,
+                            Line::Lagged,
+                            warn,
+                            "a subscriber is slow: it gets a snapshot in place of events"
+                        );
                     }
                 }
             } else {
@@ -146,6 +153,7 @@ impl Delegates {
             let bytes = UserBytes::new(Sender::Member(message.origin.clone()), message.bytes.clone(), false);
             if !queue.push(bytes, message.bytes.len()) {
                 self.ring.counters.drop(Lost::HandlerBusy);
+                say!(self.ring, Line::HandlerBusy, warn, "a handler of broadcasts is slow: it misses one");
             }
         }
         drop(kept);

@@ -25,8 +25,9 @@ mod events;
 mod hooks;
 mod inbox;
 mod join;
+mod logs;
 mod messages;
-mod metrics;
+pub mod metrics;
 pub mod network;
 mod node;
 mod pump;
@@ -39,6 +40,7 @@ pub mod supervisor;
 pub mod trace;
 mod transport;
 
+pub use self::metrics::{Histogram, InboxMetrics, Metrics};
 pub use builder::{ClusterBuilder, DEFAULT_PORT};
 pub use cluster::{Broadcast, Cluster, Spread};
 pub use errors::{
@@ -53,7 +55,6 @@ pub use memberlist_protocol::{
     restart::RestartPolicy,
     view::View,
 };
-pub use metrics::{InboxMetrics, Metrics};
 pub use node::{Join, Leave, LeaveReport, Members, Node, SetMeta, Shutdown, Subscribe};
 pub use pump::Subscription;
 

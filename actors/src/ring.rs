@@ -8,7 +8,8 @@ use std::{
 };
 
 use memberlist_protocol::{
-    accusation::History, config::Config, probe::Detector, view::View, wire::frame::Envelope,
+    accusation::History, config::Config, member::MemberState, probe::Detector, view::View,
+    wire::frame::Envelope,
 };
 use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::watch;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use crate::{
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
+    logs::{Line, Logs, say},
     messages::{ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
@@ -32,6 +34,7 @@ pub(crate) struct Doors {
     pub(crate) transport: Arc<Inbox<ToTransport>>,
     pub(crate) delegates: Arc<Inbox<ToDelegates>>,
     pub(crate) counters: Counters,
+    pub(crate) logs: Logs,
     pub(crate) history: Mutex<History>,
     pub(crate) view: watch::Sender<View>,
     pub(crate) node_events: Arc<NodeEvents>,
@@ -61,6 +64,7 @@ impl Doors {
             transport: Inbox::new(control, news),
             delegates: Inbox::new(control, news),
             counters: Counters::default(),
+            logs: Logs::new(view.local().id.shared_name().clone()),
             history: Mutex::default(),
             view: watch::Sender::new(view),
             node_events: Arc::default(),
@@ -118,6 +122,11 @@ impl Doors {
             (crate::messages::DELEGATES, of(&self.delegates)),
         ]
         .into();
+        let view = self.view.borrow().clone();
+        let states = [MemberState::Alive, MemberState::Suspect, MemberState::Dead, MemberState::Left];
+        let names = ["alive", "suspect", "dead", "left"];
+        metrics.members = names.into_iter().zip(states.map(|state| view.count(state) as u64)).collect();
+        metrics.log_lines_left_out = self.logs.left_out();
         metrics.broadcasts_queued = self.broadcasts_queued.load(Ordering::Relaxed);
         metrics
     }
@@ -186,6 +195,8 @@ impl Ring {
     pub(crate) fn command<T: Item>(&self, inbox: &Inbox<T>, item: T) {
         if inbox.command(item) == Err(crate::inbox::Refused::Busy) {
             self.counters.drop(Lost::InboxControl);
+            let item = kind_of::<T>();
+            say!(self, Line::InboxFull, warn, inbox = item, "an inbox is full: a message was refused");
         }
     }
 
@@ -193,6 +204,8 @@ impl Ring {
     pub(crate) fn news<T: Item>(&self, inbox: &Inbox<T>, item: T) {
         if inbox.news(item) {
             self.counters.drop(Lost::InboxNews);
+            let item = kind_of::<T>();
+            say!(self, Line::InboxFull, warn, inbox = item, "an inbox is full: older news was dropped");
         }
     }
 
@@ -204,6 +217,12 @@ impl Ring {
             hear(item);
         }
     }
+}
+
+/// What an inbox holds, by the name of its type.
+fn kind_of<T>() -> &'static str {
+    let name = std::any::type_name::<T>();
+    name.rsplit("::").next().unwrap_or(name)
 }
 
 /// The time: real, or a test's.

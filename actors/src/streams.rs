@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     errors::JoinError,
     inbox::Refused,
+    logs::{self, Line as Kind, say},
     messages::{Exchange, ToState},
     metrics::{Lost, up},
     network::Connection,
@@ -156,9 +157,21 @@ async fn ask<T>(ring: &Shared, question: impl FnOnce(oneshot::Sender<T>) -> ToSt
 /// Serves a stream that somebody opened.
 pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Connection>, from: SocketAddr) {
     let mut line = Line { ring: &ring, connection, limit: ring.config.tcp_timeout };
-    if let Err(failure) = served(&ring, &permit.0, &mut line).await {
+    if let Err(failure) = served(&ring, &permit.0, &mut line, from).await {
         count(&ring, &failure);
-        tracing::debug!(%from, %failure, "stream dropped");
+        match failure {
+            Failure::Timeout => {
+                say!(ring, Kind::StreamTimeout, debug, %from, "stream dropped: it takes too long")
+            }
+            Failure::Broken(error) => say!(ring, Kind::StreamBroken, debug, %from, %error, "stream broke"),
+            Failure::Unserved => {
+                say!(ring, Kind::StreamUnserved, debug, %from, "stream dropped: no time for it")
+            }
+            Failure::Wire(error) => {
+                let hint = logs::hint(error);
+                say!(ring, Kind::Stream(error), warn, %from, hint, "stream dropped: {error}");
+            }
+        }
     }
     drop(permit);
 }
@@ -172,13 +185,18 @@ fn count(ring: &Shared, failure: &Failure) {
     }
 }
 
-async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>) -> Result<(), Failure> {
+async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
     match line.kind(open).await? {
         StreamKind::PushPull => {
             let bytes = line.frame(ring.config.max_state_size).await?;
+            ring.counters.size_remote.observe_value(bytes.len() as u64);
             let Ok(peer) = State::decode(bytes)? else { return Err(WireError::Kind.into()) };
-            peer.sender()?;
+            let peer_id = peer.sender()?.alive.id;
             let answer = ask(ring, |reply| ToState::Exchange { peer: Box::new(peer), reply }).await?;
+            if let Err(refusal) = &answer {
+                let (peer, why) = (logs::node(&peer_id), logs::text(refusal));
+                say!(ring, Kind::Refused, warn, %peer, %from, %why, "refused a peer that wants to join or to exchange states");
+            }
             line.write(&[], &answer.unwrap_or_else(State::refuse)).await
         }
         StreamKind::Ping => {
@@ -230,9 +248,10 @@ pub(crate) async fn push_pull(
     addr: SocketAddr,
     why: Exchange,
 ) -> Result<NodeId, JoinError> {
-    let join = why == Exchange::Join;
+    let (join, start) = (why == Exchange::Join, Instant::now());
     let limit = ring.config.tcp_timeout;
     let own = ask(ring, |reply| ToState::Give { join, reply }).await.map_err(|_| JoinError::Lost)?;
+    up(&ring.counters.states_dialled);
     let connection = dial(ring, addr, limit).await.map_err(|failure| match failure {
         Failure::Timeout => JoinError::Timeout,
         failure => JoinError::Unreachable(addr, failure.to_string()),
@@ -240,7 +259,9 @@ pub(crate) async fn push_pull(
     let mut line = Line { ring, connection, limit };
     let exchanged = async {
         line.write(&ring.envelope.open_stream(StreamKind::PushPull), &own).await?;
-        let answer = State::decode(line.frame(ring.config.max_state_size).await?)?;
+        let bytes = line.frame(ring.config.max_state_size).await?;
+        ring.counters.size_remote.observe_value(bytes.len() as u64);
+        let answer = State::decode(bytes)?;
         if let Ok(peer) = &answer {
             peer.sender()?;
         }
@@ -259,8 +280,7 @@ pub(crate) async fn push_pull(
     if peer.header.from == ring.view.borrow().local().id {
         return Err(JoinError::Oneself);
     }
-    ask(ring, |reply| ToState::Merge { peer: Box::new(peer), why, reply })
-        .await
-        .map_err(|_| JoinError::Lost)?
-        .map_err(JoinError::Refused)
+    let merged = ask(ring, |reply| ToState::Merge { peer: Box::new(peer), why, reply }).await;
+    ring.counters.push_pull.observe(start.elapsed());
+    merged.map_err(|_| JoinError::Lost)?.map_err(JoinError::Refused)
 }
