@@ -215,7 +215,7 @@ pub(crate) struct Counters {
     pub(crate) size_remote: Buckets<Size>,
     pub(crate) refuted_by_others: AtomicU64,
     pub(crate) accusers: Accusers,
-    pub(crate) probe: Buckets<Long>,
+    pub(crate) probe: Buckets<Short>,
     pub(crate) probe_rtt: Buckets<Short>,
     pub(crate) gossip: Buckets<Short>,
     pub(crate) push_pull: Buckets<Short>,

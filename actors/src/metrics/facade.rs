@@ -1,6 +1,6 @@
 //! Hands the metrics to the `metrics` facade, and so to whatever exporter the program has installed.
 
-use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{Label, Unit, counter, describe_counter, describe_gauge, gauge};
 
 use super::{Histogram, Kind, Metrics, TABLE, Value};
 
@@ -41,7 +41,6 @@ impl Metrics {
                 Kind::Counter => describe_counter!(name, unit, help),
                 Kind::Gauge => describe_gauge!(name, unit, help),
                 Kind::Histogram => {
-                    describe_histogram!(name, unit, help);
                     describe_counter!(format!("{name}_bucket"), help);
                     describe_counter!(format!("{name}_count"), help);
                     describe_gauge!(format!("{name}_sum"), unit, help);
