@@ -24,7 +24,7 @@ const USER_SHARE: usize = 4;
 #[derive(Debug)]
 pub struct Gossip<T> {
     envelope: Envelope,
-    news: BroadcastQueue<()>,
+    news: BroadcastQueue<Option<T>>,
     users: BroadcastQueue<Option<T>>,
     buf: Vec<u8>,
 }
@@ -46,8 +46,16 @@ impl<T> Gossip<T> {
     /// # Errors
     /// [`TooLarge`].
     pub fn news(&mut self, about: Arc<str>, bytes: Bytes) -> Result<usize, TooLarge> {
+        self.news_with(about, bytes, None)
+    }
+
+    /// The same with a ticket, which comes back when the news has been sent as often as it should.
+    ///
+    /// # Errors
+    /// [`TooLarge`].
+    pub fn news_with(&mut self, about: Arc<str>, bytes: Bytes, ticket: Option<T>) -> Result<usize, TooLarge> {
         let mut pruned = 0;
-        self.news.push(Some(about), bytes, (), |(), end| pruned += usize::from(end == End::Pruned))?;
+        self.news.push(Some(about), bytes, ticket, |_, end| pruned += usize::from(end == End::Pruned))?;
         Ok(pruned)
     }
 
@@ -117,7 +125,7 @@ impl<T> Gossip<T> {
 
     /// Ends everything as sent: there is nobody to tell it to.
     pub fn finish(&mut self, ended: impl FnMut(Option<T>, End)) {
-        self.news.finish(|(), _| {});
+        self.news.finish(|_, _| {});
         self.users.finish(ended);
     }
 
@@ -161,14 +169,14 @@ pub enum Piggyback {
 }
 
 fn fill<T>(
-    news: &mut BroadcastQueue<()>,
+    news: &mut BroadcastQueue<Option<T>>,
     users: &mut BroadcastQueue<Option<T>>,
     packer: &mut Packer<'_>,
     limit: u32,
     mut ended: impl FnMut(Option<T>, End),
 ) {
     let spare = if users.is_empty() { 0 } else { packer.room() / USER_SHARE };
-    news.fill(packer, spare, limit, |(), _| {});
+    news.fill(packer, spare, limit, &mut ended);
     users.fill(packer, 0, limit, &mut ended);
 }
 

@@ -13,6 +13,7 @@
 //! | [`broadcast`], [`gossip`] | what is still to be said, and to whom |
 //! | [`gate`] | newcomers about whom the application is asked |
 //! | [`push_pull`] | the exchange of full states |
+//! | [`limiter`], [`throttle`] | what may happen once in a while, what may be said so often |
 //! | [`restart`] | when an actor that panicked runs again |
 //! | [`wire`] | bytes |
 
@@ -30,6 +31,7 @@ pub mod push_pull;
 pub mod restart;
 mod span;
 pub mod suspicion;
+pub mod throttle;
 pub mod tombstones;
 pub mod view;
 pub mod wire;

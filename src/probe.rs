@@ -238,6 +238,11 @@ impl Detector {
         self.health.score()
     }
 
+    /// When the probe round that runs was started, if one does.
+    pub fn probing_since(&self) -> Option<Instant> {
+        self.round.as_ref().map(|round| round.sent)
+    }
+
     /// Rounds that were longer than the probe interval, because this node's health was doubtful.
     pub fn degraded_rounds(&self) -> u64 {
         self.degraded

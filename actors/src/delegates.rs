@@ -27,6 +27,7 @@ use crate::{
     events::{MemberEvent, Pinged, Replay, Sender, UserBytes},
     inbox::{Alarm, Turn, Turns},
     join::all,
+    logs::{self, Line, say},
     messages::{Asker, DELEGATES, Reply, ToDelegates, ToQueue, ToState},
     metrics::Lost,
     peer::present,
@@ -173,6 +174,12 @@ impl Delegates {
                 for (rev, change) in changes {
                     if !queue.push(MemberEvent::new(*rev, change), 0) {
                         self.ring.counters.drop(Lost::SubscriberLagged);
+                        say!(
+                            self.ring,
+                            Line::Lagged,
+                            warn,
+                            "a subscriber is slow: it gets a snapshot in place of events"
+                        );
                     }
                 }
             } else {
@@ -269,6 +276,7 @@ impl Delegates {
                 receipt = Receipt::Taken;
             } else {
                 self.ring.counters.drop(Lost::HandlerBusy);
+                say!(self.ring, Line::HandlerBusy, warn, "a handler of users' bytes is slow: it misses some");
             }
         }
         receipt
@@ -293,7 +301,9 @@ impl Delegates {
     fn admit(&self, question: Admit, asker: Asker) {
         let Some(gate) = self.kept.borrow().gate.clone() else { return answer(&self.ring, asker, Ok(())) };
         let what = match &question {
-            Admit::Member(member) => format!("Admit::Member for {} at {}", member.id, member.addr),
+            Admit::Member(member) => {
+                format!("Admit::Member for {} at {}", logs::node(&member.id), member.addr)
+            }
             Admit::Merge { from, .. } => format!("Admit::Merge for {from}"),
         };
         let ring = self.ring.clone();
@@ -327,7 +337,7 @@ impl Delegates {
             let (bytes, left) = shared::encode(&states, max);
             for key in left {
                 ring.counters.drop(Lost::Unshared);
-                tracing::warn!(key, max, "a shared state has no room and is not sent");
+                say!(ring, Line::Unshared, warn, key, max, "a shared state has no room and is not sent");
             }
             let _ = reply.send(bytes);
         });

@@ -2,7 +2,10 @@
 //! pings, acks and nacks from Transport and its own tick; it says pings and acks to BroadcastQueue and
 //! accusations to NodeState.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
 
 use actix::{Actor, Context, StreamHandler};
 use memberlist_protocol::probe::{Action, NoAnswer, TooManyQuestions, Unheard};
@@ -11,6 +14,7 @@ use crate::{
     errors::{AskError, Cause, NotSent, SendError},
     events::Pinged,
     inbox::{Alarm, Turn, Turns},
+    logs::{self, Line, say},
     messages::{DETECTOR, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::up,
     ring::{Shared, now},
@@ -22,12 +26,15 @@ pub(crate) struct FailureDetector {
     alarm: Alarm,
     /// Stalls that health has been told of.
     stalls: u64,
+    /// When the probe round began that ran at the end of the last turn.
+    probing: Option<Instant>,
 }
 
 impl FailureDetector {
     pub(crate) fn new(ring: Shared) -> Self {
         let stalls = ring.counters.stalls.load(Relaxed);
-        Self { ring, alarm: Alarm::default(), stalls }
+        let probing = ring.detector.borrow().probing_since();
+        Self { ring, alarm: Alarm::default(), stalls, probing }
     }
 
     fn hear(&self, item: ToDetector) {
@@ -100,10 +107,13 @@ impl FailureDetector {
                 ring.command(&ring.transport, ToTransport::StreamPing { seq, target, addr, deadline });
             }
             Action::Accuse { id, incarnation, evidence } => {
-                ring.command(&ring.state, ToState::Accuse { id, incarnation, evidence });
+                // The round ran when this turn began.
+                let probed = self.probing.unwrap_or_else(now);
+                ring.command(&ring.state, ToState::Accuse { id, incarnation, evidence, probed });
             }
             Action::Measured { id, rtt, payload } => {
-                tracing::trace!(member = %id, ?rtt, "answered");
+                ring.counters.probe_rtt.observe(rtt);
+                tracing::trace!(member = %logs::node(&id), ?rtt, "answered");
                 if ring.listeners.load(Relaxed) > 0 {
                     let member = ring.view.borrow().get(id.name()).filter(|m| m.id == id).cloned();
                     if let Some(member) = member {
@@ -119,7 +129,8 @@ impl FailureDetector {
             }
             Action::UdpLost { id } => {
                 up(&ring.counters.udp_lost);
-                tracing::debug!(member = %id, "answers over a stream only: its datagrams are lost");
+                let member = logs::node(&id);
+                say!(ring, Line::UdpLost, warn, %member, "answers over a stream only: check that UDP gets through");
             }
         }
     }
@@ -147,8 +158,13 @@ impl FailureDetector {
         }
     }
 
-    fn set_alarm(&self) {
+    fn set_alarm(&mut self) {
         let detector = self.ring.detector.borrow();
+        let probing = detector.probing_since();
+        if let Some(since) = self.probing.filter(|since| probing != Some(*since)) {
+            self.ring.counters.probe.observe(now().saturating_duration_since(since));
+        }
+        self.probing = probing;
         self.ring.counters.health.store(detector.score().into(), Relaxed);
         self.ring.counters.degraded_probes.store(detector.degraded_rounds(), Relaxed);
         self.alarm.set(detector.due());

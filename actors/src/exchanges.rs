@@ -20,12 +20,13 @@ use memberlist_protocol::{
         state::{OwnBytes, Refusal, State},
     },
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     errors::JoinError,
+    logs::{self, Line as Kind, say},
     messages::{Asker, Exchange, ToDelegates, ToState},
-    metrics::Lost,
+    metrics::{Lost, up},
     questions::Admit,
     ring::{Shared, now},
     streams::{Failure, Line, Permit, ask, count, dial},
@@ -37,6 +38,7 @@ const MAX_REFUSAL: usize = 1024;
 /// Serves a peer that has dialled.
 pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
     let bytes = line.frame(ring.config.max_state_size).await?;
+    ring.counters.size_remote.observe_value(bytes.len() as u64);
     let Ok(peer) = State::decode(bytes)? else { return Err(WireError::Kind.into()) };
     peer.sender()?;
     let (joining, user, id) = (peer.header.join, peer.user.clone(), peer.header.from.clone());
@@ -64,7 +66,8 @@ pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) 
         if !last_word.is_empty() {
             let refusal = State::decode(last_word)?.err().ok_or(WireError::Kind)?;
             ring.counters.drop(Lost::JoinRefused);
-            tracing::debug!(%from, node = %id, %refusal, "a joiner has thought better of it");
+            let (peer, why) = (logs::node(&id), logs::text(refusal));
+            say!(ring, Kind::Refused, warn, %peer, %from, %why, "a joiner refuses this node");
             return Ok(());
         }
         ring.command(&ring.state, ToState::Welcome { peer: Box::new(peer), admitted });
@@ -80,11 +83,12 @@ pub(crate) async fn push_pull(
     addr: SocketAddr,
     why: Exchange,
 ) -> Result<NodeId, JoinError> {
-    let join = why == Exchange::Join;
+    let (join, start) = (why == Exchange::Join, Instant::now());
     let limit = ring.config.tcp_timeout;
     let own: OwnBytes =
         ask(ring, |reply| ToState::Give { join, reply }).await.map_err(|_| JoinError::Lost)?;
     let shared = export(ring, join).await;
+    up(&ring.counters.states_dialled);
     let connection = dial(ring, addr, limit).await.map_err(|failure| match failure {
         Failure::Timeout => JoinError::Timeout,
         failure => JoinError::Unreachable(addr, failure.to_string()),
@@ -102,14 +106,16 @@ pub(crate) async fn push_pull(
             };
         }
         written?;
-        let answer = State::decode(line.answer(ring.config.max_state_size).await?)?;
+        let bytes = line.answer(ring.config.max_state_size).await?;
+        ring.counters.size_remote.observe_value(bytes.len() as u64);
+        let answer = State::decode(bytes)?;
         if let Ok(peer) = &answer {
             peer.sender()?;
         }
         Ok(answer)
     };
     let answer = exchanged.await.map_err(|failure| {
-        count(ring, &failure, addr);
+        count(ring, &failure);
         match failure {
             Failure::OtherWire => JoinError::Refused(Refusal::Wire),
             Failure::Timeout => JoinError::Timeout,
@@ -131,11 +137,12 @@ pub(crate) async fn push_pull(
         }
         Err(refusal) => Err(refusal),
     };
+    ring.counters.push_pull.observe(start.elapsed());
     if join {
         let last_word = taken_in.as_ref().err().map(|refusal| State::refuse(refusal.clone()));
         let said = line.write(&[], &[last_word.as_deref().unwrap_or_default()]).await;
         if let Err(failure) = said {
-            count(ring, &failure, addr);
+            count(ring, &failure);
         }
     }
     drop((line, permit));

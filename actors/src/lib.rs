@@ -28,8 +28,9 @@ mod exchanges;
 mod hooks;
 mod inbox;
 mod join;
+mod logs;
 mod messages;
-mod metrics;
+pub mod metrics;
 pub mod network;
 mod node;
 mod outbox;
@@ -47,6 +48,7 @@ pub mod supervisor;
 pub mod trace;
 mod transport;
 
+pub use self::metrics::{Histogram, InboxMetrics, Metrics};
 pub use builder::{ClusterBuilder, DEFAULT_PORT};
 pub use cluster::{Broadcast, Cluster, Spread};
 pub use discover::Discover;
@@ -63,7 +65,6 @@ pub use memberlist_protocol::{
     restart::RestartPolicy,
     view::View,
 };
-pub use metrics::{InboxMetrics, Metrics};
 pub use node::{
     ForceLeave, Join, Leave, LeaveReport, Members, Node, Ping, SetMeta, SetPingPayload, SetTags, Shutdown,
     Subscribe,

@@ -72,8 +72,8 @@ pub(crate) enum ToState {
     Suspect(Suspect),
     /// From Transport: a verdict, or a farewell.
     Dead(Dead),
-    /// From FailureDetector: a member did not answer.
-    Accuse { id: NodeId, incarnation: u32, evidence: Evidence },
+    /// From FailureDetector: a member did not answer the probe that began then.
+    Accuse { id: NodeId, incarnation: u32, evidence: Evidence, probed: std::time::Instant },
     /// From a stream: give the own full state.
     Give { join: bool, reply: Reply<OwnBytes> },
     /// From a stream that this node dialled: take the peer's state in, and say whose it was once that is done.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -12,6 +13,17 @@ use memberlist_protocol::{
 };
 
 use crate::messages::{DELEGATES, DETECTOR, NODE, QUEUE, STATE, TRANSPORT};
+
+mod accusers;
+#[cfg(feature = "metrics")]
+mod facade;
+mod histogram;
+mod samples;
+
+use accusers::Accusers;
+pub use histogram::Histogram;
+use histogram::{Buckets, Long, Short, Size};
+pub use samples::{Described, Kind, Sample, TABLE, Value};
 
 /// Why the node itself dropped something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,9 +136,35 @@ impl Lost {
             _ => Self::RefusedOther,
         }
     }
+}
 
-    pub(crate) fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(lost, _)| *lost == self).map_or("", |(_, name)| name)
+impl Lost {
+    /// Where it happens.
+    fn queue(self) -> &'static str {
+        match self {
+            Self::InboxNews | Self::InboxControl => "inboxes",
+            Self::WouldBlock | Self::SendFailed => "packets_out",
+            Self::ReadFailed | Self::AcceptFailed => "sockets",
+            Self::NoRoom | Self::Pruned => "broadcasts",
+            Self::TooManyStreams | Self::StreamTimeout | Self::StreamBroken => "streams",
+            Self::SeenBroadcast
+            | Self::NoHandler
+            | Self::HandlerBusy
+            | Self::SubscriberLagged
+            | Self::PingUnheard
+            | Self::NotForUs
+            | Self::Unshared => "users",
+            Self::Undelivered => "outbox",
+            Self::QuestionLate | Self::QuestionFailed => "questions",
+            Self::JoinRefused
+            | Self::RefusedVersion
+            | Self::RefusedAddress
+            | Self::RefusedName
+            | Self::RefusedOther => "exchanges",
+            Self::NotAllowedPacket | Self::NotAllowedStream => "allow_list",
+            Self::TooManySeeds | Self::TooManyAddrs => "seeds",
+            Self::Panicked => "actors",
+        }
     }
 }
 
@@ -176,6 +214,17 @@ impl Reason {
             Self::Unheard(unheard) => IGNORED + place(&Unheard::ALL, unheard),
             Self::Lost(lost) => UNHEARD + Lost::ALL.iter().position(|(l, _)| *l == lost).unwrap_or(0),
         }
+    }
+
+    /// Where each reason occurs, by its name.
+    fn queues() -> impl Iterator<Item = (&'static str, &'static str)> {
+        let names = Self::names().enumerate();
+        names.map(|(i, name)| match i {
+            0..WIRE => (name, "wire"),
+            WIRE..IGNORED => (name, "members"),
+            IGNORED..UNHEARD => (name, "probes"),
+            _ => (name, Lost::ALL[(i - UNHEARD).min(Lost::ALL.len() - 1)].0.queue()),
+        })
     }
 
     fn names() -> impl Iterator<Item = &'static str> {
@@ -231,6 +280,28 @@ pub(crate) struct Counters {
     pub(crate) user_messages_sent: AtomicU64,
     pub(crate) discoveries: AtomicU64,
     pub(crate) discoveries_failed: AtomicU64,
+    /// News that a member runs, which was accepted; suspicions; members that are dead or have left.
+    pub(crate) msg_alive: AtomicU64,
+    pub(crate) msg_suspect: AtomicU64,
+    pub(crate) msg_dead: AtomicU64,
+    /// Streams dialled for an exchange of states.
+    pub(crate) states_dialled: AtomicU64,
+    pub(crate) streams_open: AtomicU64,
+    /// Bytes of the own state when it was last given.
+    pub(crate) size_local: AtomicU64,
+    pub(crate) size_remote: Buckets<Size>,
+    pub(crate) refuted_by_others: AtomicU64,
+    pub(crate) accusers: Accusers,
+    pub(crate) probe: Buckets<Short>,
+    pub(crate) probe_rtt: Buckets<Short>,
+    pub(crate) gossip: Buckets<Short>,
+    pub(crate) push_pull: Buckets<Short>,
+    pub(crate) detection: Buckets<Long>,
+    pub(crate) suspicion_refuted: Buckets<Long>,
+    pub(crate) suspicion_dead: Buckets<Long>,
+    pub(crate) suspicion_left: Buckets<Long>,
+    pub(crate) spread_news: Buckets<Long>,
+    pub(crate) spread_user: Buckets<Long>,
     sent: Many<{ Message::KINDS }>,
     received: Many<{ Message::KINDS }>,
     dropped: Many<REASONS>,
@@ -293,6 +364,32 @@ impl Counters {
             user_messages_waiting: 0,
             discoveries: self.discoveries.load(Relaxed),
             discoveries_failed: self.discoveries_failed.load(Relaxed),
+            alive_messages: self.msg_alive.load(Relaxed),
+            suspect_messages: self.msg_suspect.load(Relaxed),
+            dead_messages: self.msg_dead.load(Relaxed),
+            states_dialled: self.states_dialled.load(Relaxed),
+            streams_open: self.streams_open.load(Relaxed),
+            state_size: self.size_local.load(Relaxed),
+            remote_state_size: self.size_remote.read(),
+            refuted_by_others: self.refuted_by_others.load(Relaxed),
+            suspicions_own: self.accusers.own(),
+            suspicions_heard: self.accusers.heard(),
+            accusers: self.accusers.names(),
+            other_accusers: self.accusers.others(),
+            probe_time: self.probe.read(),
+            probe_rtt: self.probe_rtt.read(),
+            gossip_time: self.gossip.read(),
+            push_pull_time: self.push_pull.read(),
+            detection_time: self.detection.read(),
+            suspicion_time: [
+                ("refuted", self.suspicion_refuted.read()),
+                ("dead", self.suspicion_dead.read()),
+                ("left", self.suspicion_left.read()),
+            ]
+            .into(),
+            spread_time: [("news", self.spread_news.read()), ("user", self.spread_user.read())].into(),
+            members: BTreeMap::new(),
+            log_lines_left_out: 0,
             inboxes: BTreeMap::new(),
             broadcasts_queued: 0,
         }
@@ -321,7 +418,11 @@ pub struct InboxMetrics {
     pub waiting: u64,
 }
 
-/// The counters of a node, all since its start.
+/// The counters of a node, all since its start, and how things stand. Times are in seconds.
+///
+/// [`Metrics::samples`] is the same under the names that dashboards know, which are HashiCorp memberlist's
+/// where there is a counterpart. What each counts, and when, is in
+/// [docs/metrics.md](https://github.com/actix-memberlist/actix-memberlist/blob/main/docs/metrics.md).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Metrics {
@@ -369,6 +470,50 @@ pub struct Metrics {
     pub discoveries: u64,
     /// Times that a source of seeds failed, panicked or did not answer in time.
     pub discoveries_failed: u64,
+    /// Messages that members run, which were accepted: members that are new, back, or say something new, and
+    /// own refutations of alive messages.
+    pub alive_messages: u64,
+    /// Suspicions that began.
+    pub suspect_messages: u64,
+    /// Members that were found dead, or left, this node included.
+    pub dead_messages: u64,
+    /// Streams opened to others for an exchange of states.
+    pub states_dialled: u64,
+    /// Streams that are open, either way.
+    pub streams_open: u64,
+    /// Bytes of this node's full state when it last gave it to a peer.
+    pub state_size: u64,
+    /// Bytes of the full states that peers gave.
+    pub remote_state_size: Histogram,
+    /// Suspicions that other members refuted.
+    pub refuted_by_others: u64,
+    /// Suspicions that this node raised itself, by evidence.
+    pub suspicions_own: BTreeMap<&'static str, u64>,
+    /// Suspicions that others raised, by evidence.
+    pub suspicions_heard: BTreeMap<&'static str, u64>,
+    /// Suspicions by the name of the first accuser, this node included; at most 32 names.
+    pub accusers: BTreeMap<Arc<str>, u64>,
+    /// Suspicions by accusers that have no place among those, or are no members.
+    pub other_accusers: u64,
+    /// How long a probe round took, until an answer or until none was waited for any more.
+    pub probe_time: Histogram,
+    /// Time from a direct ping to its answer.
+    pub probe_rtt: Histogram,
+    /// How long it took to pack and hand over one round of gossip.
+    pub gossip_time: Histogram,
+    /// How long an exchange of states took that this node began, until the peer's state was taken in.
+    pub push_pull_time: Histogram,
+    /// Time from the start of the own probe that failed until that member was held for dead.
+    pub detection_time: Histogram,
+    /// Time from the start of a suspicion here to its end, by how it ended: `refuted`, `dead`, `left`.
+    pub suspicion_time: BTreeMap<&'static str, Histogram>,
+    /// Time from queueing until this node had sent it as often as it should: `news` of members, and `user`
+    /// broadcasts.
+    pub spread_time: BTreeMap<&'static str, Histogram>,
+    /// Members by state: `alive`, `suspect`, `dead`, `left`.
+    pub members: BTreeMap<&'static str, u64>,
+    /// Lines of the log that were only counted, because their kind had been logged shortly before.
+    pub log_lines_left_out: u64,
     /// What went through the inbox of each actor.
     pub inboxes: BTreeMap<&'static str, InboxMetrics>,
     /// News and users' broadcasts that wait to be gossiped.

@@ -14,7 +14,6 @@ use actix::{
 use bytes::Bytes;
 use memberlist_protocol::{
     config::{Config, ConfigError},
-    limiter::Limiter,
     member::{Member, NodeId, Tags, canonical, check_meta, check_name},
     members::Members as Table,
     probe::Detector,
@@ -36,6 +35,7 @@ use crate::{
     events::{MemberEvent, NodeEvent, Replay},
     hooks::Hooks,
     join::Joined,
+    logs::{self, Line, say},
     messages::{DELEGATES, DETECTOR, LAST_WORDS, NODE, QUEUE, STATE, TRANSPORT},
     metrics::up,
     network::Network,
@@ -43,7 +43,7 @@ use crate::{
     questions::Admit,
     queue::{self, BroadcastQueue},
     resolve::Resolver,
-    ring::{Doors, Ring, SELDOM, Shared, now},
+    ring::{Doors, Ring, Shared, now},
     state::{self, NodeState},
     supervisor::{self, Child, Ended, Supervisor, watchdog::Pulse},
     transport::{self, Transport},
@@ -183,7 +183,6 @@ pub(crate) async fn start(
         rng: RefCell::new(rng),
         detector: RefCell::new(detector),
         supervisor: OnceCell::new(),
-        logged: RefCell::new(Limiter::new(SELDOM)),
     });
     let kept_queue = Rc::new(RefCell::new(queue::Kept::new(&ring, start)));
     let kept_transport = Rc::new(RefCell::new(transport::Kept::new(&ring)));
@@ -191,6 +190,7 @@ pub(crate) async fn start(
 
     let supervisor = supervise(&ring, &kept_state, plan.watchdog);
     let _ = ring.supervisor.set(supervisor.clone());
+    ring.spawn("logs", logs::tell(doors.clone()));
     // In the order in which they restart when all do; they stop in reverse.
     let (r, kept) = (ring.clone(), kept_state.clone());
     supervisor.supervise(STATE, 16, move || NodeState::new(r.clone(), kept.clone()));
@@ -225,7 +225,7 @@ fn supervise(ring: &Shared, state: &Rc<RefCell<state::Kept>>, watchdog: bool) ->
         let report = move |actor, since| {
             if let Some(doors) = doors.upgrade() {
                 up(&doors.counters.stalls);
-                tracing::warn!(actor, ?since, "a handler of the node hangs");
+                say!(doors, Line::Stalled, warn, actor, ?since, "a handler of the node hangs");
                 doors.node_events.tell(&NodeEvent::Stalled { actor, since });
             }
         };
@@ -236,20 +236,25 @@ fn supervise(ring: &Shared, state: &Rc<RefCell<state::Kept>>, watchdog: bool) ->
         let (Some(ring), Some(state)) = (weak.upgrade(), state.upgrade()) else { return };
         match event {
             supervisor::Event::Restarted { actor, panic, nth } => {
-                tracing::error!(actor, panic, nth, "an actor panicked and was restarted");
+                let what = logs::text(panic.clone());
+                say!(ring, Line::Panicked(actor), error, actor, panic = %what, nth, "an actor panicked and was restarted");
                 ring.counters.restarted(actor);
                 ring.counters.drop(crate::metrics::Lost::Panicked);
                 let who = ring.view.borrow().local().id.clone();
                 ring.hooks.record("restart", &who, actor.as_bytes());
                 ring.node_events.tell(&NodeEvent::Restarted { actor, panic, nth });
             }
-            supervisor::Event::AllRestarted => tracing::error!("all actors were restarted"),
+            supervisor::Event::AllRestarted => {
+                say!(ring, Line::AllRestarted, error, "all actors were restarted");
+            }
             supervisor::Event::TaskPanicked { task, panic } => {
-                tracing::error!(task, panic, "a task panicked");
+                let panic = logs::text(panic);
+                say!(ring, Line::Panicked(task), error, task, %panic, "a task panicked");
                 ring.counters.drop(crate::metrics::Lost::Panicked);
             }
             supervisor::Event::GaveUp { actor, panic } => {
-                tracing::error!(actor, panic, "panics too often: the node gives up");
+                let (node, panic) = (ring.logs.node(), logs::text(panic));
+                tracing::error!(%node, actor, %panic, "panics too often: the node gives up");
                 ring.node_events.tell(&NodeEvent::GaveUp { actor });
                 say_farewell(&ring, &state);
             }
@@ -309,9 +314,11 @@ async fn keep(closing: Closing, ring: Shared, supervisor: Supervisor, own_thread
         }
         ended = supervisor.ended() => ended,
     };
-    tracing::debug!(?ended, "the node has stopped");
+    ring.logs.last_words();
+    tracing::debug!(node = %ring.logs.node(), ?ended, "the node has stopped");
     if let Ended::Panicked(panic) = &ended {
-        tracing::error!(panic, "the supervisor panicked: the node stops");
+        let (node, panic) = (ring.logs.node(), logs::text(panic));
+        tracing::error!(%node, %panic, "the supervisor panicked: the node stops");
         ring.node_events.tell(&NodeEvent::GaveUp { actor: "Supervisor" });
     }
     let mut pumps = ring.pumps.subscribe();

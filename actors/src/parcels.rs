@@ -46,7 +46,7 @@ pub(crate) async fn run(ring: Shared, permit: Permit, lane: Run) {
             None => match connect(&ring, member.addr).await {
                 Ok(line) => line,
                 Err(failure) => {
-                    count(&ring, &failure, member.addr);
+                    count(&ring, &failure);
                     let outcome = NotSent::Never(Cause::LinkLost);
                     parcel.fate.end(Err(outcome));
                     ring.counters.drop_many(Lost::Undelivered, 1 + lane.end_all(outcome));
@@ -66,7 +66,7 @@ pub(crate) async fn run(ring: Shared, permit: Permit, lane: Run) {
                 open = Some(line);
             }
             Err(failure) => {
-                count(&ring, &failure, member.addr);
+                count(&ring, &failure);
                 ring.counters.drop(Lost::Undelivered);
                 parcel.fate.end(Err(NotSent::Unknown(Cause::LinkLost)));
             }

@@ -9,6 +9,7 @@ use memberlist_protocol::member::{Member, NodeId};
 use tokio::time::timeout;
 
 use crate::{
+    logs::{Line, say},
     metrics::Lost,
     pump::{Pump, Queue},
     ring::Shared,
@@ -124,12 +125,12 @@ where
         Ok(Ok(answer)) => Some(answer),
         Ok(Err(_)) => {
             ring.counters.drop(Lost::QuestionFailed);
-            tracing::warn!("{what}: the actor that was asked has stopped or panicked");
+            say!(ring, Line::Unanswered, warn, "{what}: the actor that was asked has stopped or panicked");
             None
         }
         Err(_) => {
             ring.counters.drop(Lost::QuestionLate);
-            tracing::warn!("{what}: no answer within {limit:?}");
+            say!(ring, Line::Unanswered, warn, "{what}: no answer within {limit:?}");
             None
         }
     }

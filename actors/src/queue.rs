@@ -25,8 +25,9 @@ use rand::RngExt;
 use crate::{
     errors::{Cause, NotSent},
     inbox::{Alarm, Turn, Turns},
+    logs::{Line, say},
     messages::{QUEUE, Reply, ToQueue, ToTransport},
-    metrics::Lost,
+    metrics::{Counters, Lost},
     outbox::{Fanout, Fate, Parcel},
     ring::{Shared, now},
     supervisor::Child,
@@ -41,9 +42,17 @@ const MAX_LARGE: usize = 256;
 /// Who waits for a broadcast to have spread.
 type Spread = Reply<Result<(), NotSent>>;
 
+/// What comes back with something that was to be gossiped.
+struct Ticket {
+    queued: Instant,
+    /// A user's broadcast; else news of the membership.
+    user: bool,
+    spread: Option<Spread>,
+}
+
 /// What survives a restart.
 pub(crate) struct Kept {
-    gossip: Gossip<Spread>,
+    gossip: Gossip<Ticket>,
     /// Named broadcasts that are on their way over streams.
     fanouts: Vec<(Arc<str>, Weak<Fanout>)>,
     /// All broadcasts that are on their way over streams.
@@ -75,15 +84,25 @@ pub(crate) struct BroadcastQueue {
     alarm: Alarm,
 }
 
-fn ended(spread: Option<Spread>, end: End) {
+/// Tells whoever waits for it.
+fn ended(ticket: Option<Ticket>, end: End) {
     let outcome = match end {
         End::Sent => Ok(()),
         End::Replaced => Err(NotSent::Never(Cause::Invalidated)),
         End::Pruned => Err(NotSent::Unknown(Cause::Busy)),
     };
-    if let Some(spread) = spread {
+    if let Some(spread) = ticket.and_then(|ticket| ticket.spread) {
         let _ = spread.send(outcome);
     }
+}
+
+/// The same, and notes how long it took to be sent as often as it should.
+fn sent(counters: &Counters, ticket: Option<Ticket>, end: End) {
+    if let (Some(ticket), End::Sent) = (&ticket, end) {
+        let time = now().saturating_duration_since(ticket.queued);
+        if ticket.user { &counters.spread_user } else { &counters.spread_news }.observe(time);
+    }
+    ended(ticket, end);
 }
 
 impl BroadcastQueue {
@@ -94,19 +113,23 @@ impl BroadcastQueue {
     fn hear(&self, item: ToQueue) {
         let ring = &self.ring;
         match item {
-            ToQueue::News { about, bytes } => match self.kept.borrow_mut().gossip.news(about, bytes) {
-                Ok(pruned) => ring.counters.drop_many(Lost::Pruned, pruned),
-                Err(_) => ring.counters.drop(Lost::NoRoom),
-            },
+            ToQueue::News { about, bytes } => {
+                let ticket = Ticket { queued: now(), user: false, spread: None };
+                match self.kept.borrow_mut().gossip.news_with(about, bytes, Some(ticket)) {
+                    Ok(pruned) => self.pruned(pruned),
+                    Err(_) => self.no_room(),
+                }
+            }
             ToQueue::Send { to, messages, piggyback, report } => {
-                let packet =
-                    self.kept.borrow_mut().gossip.packet_with(&messages, piggyback, self.limit(), ended);
+                let limit = self.limit();
+                let ended = |ticket, end| sent(&ring.counters, ticket, end);
+                let packet = self.kept.borrow_mut().gossip.packet_with(&messages, piggyback, limit, ended);
                 match packet {
                     Some(bytes) => {
                         messages.iter().for_each(|message| ring.counters.sent(message));
                         ring.command(&ring.transport, ToTransport::Packet { to, bytes, report });
                     }
-                    None => ring.counters.drop(Lost::NoRoom),
+                    None => self.no_room(),
                 }
             }
             ToQueue::Broadcast { name, replaces, message, spread } => {
@@ -135,13 +158,14 @@ impl BroadcastQueue {
     ) {
         let Ok(bytes) = codec::encoded(&Message::User(m), usize::MAX) else { return };
         let mut pruned = 0;
-        let queued = self.kept.borrow_mut().gossip.user(name, replaces, bytes, spread, |ticket, end| {
+        let ticket = Some(Ticket { queued: now(), user: true, spread });
+        let queued = self.kept.borrow_mut().gossip.user(name, replaces, bytes, ticket, |ticket, end| {
             pruned += usize::from(end == End::Pruned);
             ended(ticket, end);
         });
-        self.ring.counters.drop_many(Lost::Pruned, pruned);
+        self.pruned(pruned);
         if queued.is_err() {
-            self.ring.counters.drop(Lost::NoRoom);
+            self.no_room();
         }
     }
 
@@ -192,6 +216,23 @@ impl BroadcastQueue {
         }
     }
 
+    fn pruned(&self, pruned: usize) {
+        if pruned > 0 {
+            self.ring.counters.drop_many(Lost::Pruned, pruned);
+            say!(
+                self.ring,
+                Line::Pruned,
+                warn,
+                "too much is to be gossiped: what was sent the most gives way"
+            );
+        }
+    }
+
+    fn no_room(&self) {
+        self.ring.counters.drop(Lost::NoRoom);
+        say!(self.ring, Line::NoRoom, warn, "no packet has room for a message: see udp_buffer_size");
+    }
+
     /// A farewell for as many members as are to be told directly, at once: the node may be gone before the
     /// next tick.
     fn farewell(&self, bytes: &Bytes) -> Vec<(SocketAddr, Bytes)> {
@@ -202,6 +243,7 @@ impl BroadcastQueue {
         let is_other = |m: &Member| m.state.is_present() && m.id != own;
         let members = view.roster().sample(count, &mut *ring.rng.borrow_mut(), is_other);
         let mut kept = self.kept.borrow_mut();
+        let ended = |ticket, end| sent(&ring.counters, ticket, end);
         let packet = |member: &Arc<Member>| Some((member.addr, kept.gossip.packet_of(bytes, limit, ended)?));
         members.iter().filter_map(packet).collect()
     }
@@ -226,10 +268,12 @@ impl BroadcastQueue {
             self.kept.borrow_mut().gossip.finish(ended);
         }
         for target in targets {
+            let ended = |ticket, end| sent(&ring.counters, ticket, end);
             let packet = self.kept.borrow_mut().gossip.packet(limit, ended);
-            let Some(bytes) = packet else { return };
+            let Some(bytes) = packet else { break };
             ring.command(&ring.transport, ToTransport::Packet { to: target.addr, bytes, report: None });
         }
+        ring.counters.gossip.observe(self::now().saturating_duration_since(now));
     }
 
     /// Ticks only while there is something to say.

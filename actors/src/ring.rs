@@ -13,11 +13,10 @@ use bytes::Bytes;
 use memberlist_protocol::{
     accusation::History,
     config::Config,
-    limiter::Limiter,
-    member::NodeId,
+    member::{MemberState, NodeId},
     probe::Detector,
     view::View,
-    wire::{WireError, frame::Envelope, state::Refusal},
+    wire::{frame::Envelope, state::Refusal},
 };
 use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::watch;
@@ -26,6 +25,7 @@ use crate::{
     errors::AskError,
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
+    logs::{self, Line, Logs, say},
     messages::{Reply, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
@@ -38,9 +38,6 @@ use crate::{
 /// Who waits for the answer to a ping, by its number.
 pub(crate) type Questions = BTreeMap<u32, Reply<Result<Duration, AskError>>>;
 
-/// How often a line is logged of what strangers can bring about, for each sort of line.
-pub(crate) const SELDOM: Duration = Duration::from_secs(10);
-
 /// What the handle may touch from any thread: inboxes, counters, the view.
 pub(crate) struct Doors {
     pub(crate) config: Arc<Config>,
@@ -50,6 +47,7 @@ pub(crate) struct Doors {
     pub(crate) transport: Arc<Inbox<ToTransport>>,
     pub(crate) delegates: Arc<Inbox<ToDelegates>>,
     pub(crate) counters: Counters,
+    pub(crate) logs: Logs,
     pub(crate) history: Mutex<History>,
     /// What comes with this node's answers to pings.
     ping_payload: Mutex<Bytes>,
@@ -99,6 +97,7 @@ impl Doors {
             transport: Inbox::new(control, news),
             delegates: Inbox::new(control, news),
             counters: Counters::default(),
+            logs: Logs::new(view.local().id.shared_name().clone()),
             history: Mutex::default(),
             ping_payload: Mutex::default(),
             questions: Mutex::default(),
@@ -175,6 +174,11 @@ impl Doors {
         ]
         .into();
         metrics.user_messages_waiting = self.outbox.len() as u64;
+        let view = self.view.borrow().clone();
+        let states = [MemberState::Alive, MemberState::Suspect, MemberState::Dead, MemberState::Left];
+        let names = ["alive", "suspect", "dead", "left"];
+        metrics.members = names.into_iter().zip(states.map(|state| view.count(state) as u64)).collect();
+        metrics.log_lines_left_out = self.logs.left_out();
         metrics.broadcasts_queued = self.broadcasts_queued.load(Ordering::Relaxed);
         metrics
     }
@@ -198,8 +202,6 @@ pub(crate) struct Ring {
     /// FailureDetector's own; Transport asks it whether an answer is expected, before it takes up room.
     pub(crate) detector: RefCell<Detector>,
     pub(crate) supervisor: OnceCell<Supervisor>,
-    /// What was logged lately of that which strangers can bring about.
-    pub(crate) logged: RefCell<Limiter<&'static str>>,
 }
 
 impl std::ops::Deref for Ring {
@@ -216,36 +218,11 @@ impl Ring {
         &self.doors.detector
     }
 
-    /// Whether a line of this sort may be logged: strangers must not fill the log.
-    pub(crate) fn seldom(&self, sort: &'static str) -> bool {
-        let Ok(mut logged) = self.logged.try_borrow_mut() else { return false };
-        let allowed = logged.allows(&sort, now());
-        if allowed {
-            logged.note(sort, now());
-        }
-        allowed
-    }
-
-    /// Counts bytes that are dropped, and says now and then that somebody speaks another protocol.
-    pub(crate) fn drop_bytes(&self, error: WireError, from: SocketAddr) {
-        self.counters.drop(error);
-        let hint = match error {
-            WireError::ForeignMemberlist => "HashiCorp's memberlist seems to speak to this port, in vain",
-            WireError::WireVersion => "a node of another version of the wire speaks to this one, in vain",
-            _ => return,
-        };
-        if self.seldom(error.name()) {
-            tracing::warn!(%from, "{hint}");
-        }
-    }
-
     /// Counts a peer that this node refuses, and says so now and then.
     pub(crate) fn refused(&self, refusal: &Refusal, peer: &NodeId, addr: SocketAddr) {
-        let lost = Lost::refused(refusal);
-        self.counters.drop(lost);
-        if self.seldom(lost.name()) {
-            tracing::warn!(%peer, %addr, why = %refusal, "refused to exchange states");
-        }
+        self.counters.drop(Lost::refused(refusal));
+        let (peer, why) = (logs::node(peer), logs::text(refusal));
+        say!(self, Line::Refused, warn, %peer, %addr, %why, "refused a peer that wants to join or to exchange states");
     }
 
     /// Runs a task that is not an actor, at most as long as the node. A panic in it is caught and reported.
@@ -277,6 +254,8 @@ impl Ring {
     pub(crate) fn command<T: Item>(&self, inbox: &Inbox<T>, item: T) {
         if inbox.command(item) == Err(crate::inbox::Refused::Busy) {
             self.counters.drop(Lost::InboxControl);
+            let item = kind_of::<T>();
+            say!(self, Line::InboxFull, warn, inbox = item, "an inbox is full: a message was refused");
         }
     }
 
@@ -284,6 +263,8 @@ impl Ring {
     pub(crate) fn news<T: Item>(&self, inbox: &Inbox<T>, item: T) {
         if inbox.news(item) {
             self.counters.drop(Lost::InboxNews);
+            let item = kind_of::<T>();
+            say!(self, Line::InboxFull, warn, inbox = item, "an inbox is full: older news was dropped");
         }
     }
 
@@ -295,6 +276,12 @@ impl Ring {
             hear(item);
         }
     }
+}
+
+/// What an inbox holds, by the name of its type.
+fn kind_of<T>() -> &'static str {
+    let name = std::any::type_name::<T>();
+    name.rsplit("::").next().unwrap_or(name)
 }
 
 /// The time: real, or a test's.

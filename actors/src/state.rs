@@ -5,9 +5,10 @@
 //! [`View`]: memberlist_protocol::view::View
 
 use std::{
-    cell::RefCell,
-    collections::VecDeque,
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
     rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -32,8 +33,9 @@ use smallvec::smallvec;
 use crate::{
     errors::UpdateError,
     inbox::{Alarm, Turn, Turns},
+    logs::{self, Line, say},
     messages::{Asker, Exchange, Reply, STATE, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
-    metrics::{Lost, up},
+    metrics::{Counters, Lost, up},
     questions::Admit,
     ring::{Shared, now},
     supervisor::Child,
@@ -66,6 +68,8 @@ pub(crate) struct Kept {
     merging: VecDeque<Merging>,
     /// Events that have happened and are not told yet.
     outbox: Vec<(u64, Change)>,
+    /// Members that are suspected, by name.
+    suspected: BTreeMap<Arc<str>, Suspected>,
     /// The version of the table that the view shows.
     published: u64,
     next_push_pull: Option<Instant>,
@@ -98,6 +102,7 @@ impl Kept {
             own_state: OwnState::default(),
             merging: VecDeque::new(),
             outbox: Vec::new(),
+            suspected: BTreeMap::new(),
             next_push_pull: (!interval.is_zero()).then(|| now + interval.mul_f64(rng.random::<f64>())),
             follow_ups: 0,
             returned: 0,
@@ -117,6 +122,38 @@ impl Kept {
         self.merging.push_back(Merging { peer, admitted, why, before, reply });
     }
 
+    /// Counts what a change is to the metrics, and how long it took.
+    fn time(&mut self, change: &Change, source: Source, counters: &Counters, now: Instant) {
+        let (member, outcome) = match change {
+            Change::Suspected { member, .. } => {
+                up(&counters.msg_suspect);
+                let probed = if let Source::Probe(since) = source { Some(since) } else { None };
+                if self.suspected.len() < TIMED {
+                    self.suspected.insert(member.id.shared_name().clone(), Suspected { at: now, probed });
+                }
+                return;
+            }
+            Change::Refuted(member) => {
+                up(&counters.refuted_by_others);
+                (member, &counters.suspicion_refuted)
+            }
+            Change::Left { member, .. } => {
+                up(&counters.msg_dead);
+                (member, &counters.suspicion_left)
+            }
+            Change::Dead { member, .. } => {
+                up(&counters.msg_dead);
+                (member, &counters.suspicion_dead)
+            }
+            _ => return,
+        };
+        let Some(Suspected { at, probed }) = self.suspected.remove(member.name()) else { return };
+        outcome.observe(now.saturating_duration_since(at));
+        if let (Some(probed), MemberState::Dead) = (probed, member.state) {
+            counters.detection.observe(now.saturating_duration_since(probed));
+        }
+    }
+
     /// The farewell that a node which gives up may still send.
     pub(crate) fn farewell(&self) -> Message {
         Message::Dead(Dead::farewell(self.members.local()))
@@ -127,21 +164,69 @@ pub(crate) struct NodeState {
     ring: Shared,
     kept: Rc<RefCell<Kept>>,
     alarm: Alarm,
+    /// Where from the node knows what it judges just now.
+    source: Cell<Source>,
 }
+
+/// Where from the node knows what it judges, for its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// A message about a member, that it runs.
+    Alive,
+    /// Any other message about a member.
+    Gossip,
+    /// The own failure detector, and when the probe began that failed.
+    Probe(Instant),
+    /// Another node's full state.
+    State,
+    /// The user of this node.
+    User,
+    /// Time alone.
+    Time,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Alive | Self::Gossip => "gossip",
+            Self::Probe(_) => "own probe",
+            Self::State => "state of a peer",
+            Self::User => "user",
+            Self::Time => "time",
+        }
+    }
+}
+
+/// A suspicion that runs, for the metrics.
+#[derive(Clone, Copy, Debug)]
+struct Suspected {
+    at: Instant,
+    /// When the own probe began that failed.
+    probed: Option<Instant>,
+}
+
+/// Suspicions that are timed at once; those beyond are not.
+const TIMED: usize = 4096;
 
 impl NodeState {
     pub(crate) fn new(ring: Shared, kept: Rc<RefCell<Kept>>) -> Self {
-        Self { ring, kept, alarm: Alarm::default() }
+        Self { ring, kept, alarm: Alarm::default(), source: Cell::new(Source::Time) }
     }
 
     fn hear(&self, item: ToState, now: Instant) {
+        self.source.set(match &item {
+            ToState::Alive(_) => Source::Alive,
+            ToState::Accuse { probed, .. } => Source::Probe(*probed),
+            ToState::Update { .. } | ToState::Leave { .. } => Source::User,
+            _ => Source::Gossip,
+        });
         match item {
             ToState::Alive(alive) => {
                 self.news(Remembered { alive, state: MemberState::Alive }, false, None, now);
             }
             ToState::Suspect(m) => self.judge(now, |members, rng| members.suspect(&m, now, rng)),
             ToState::Dead(m) => self.judge(now, |members, rng| members.dead(&m, now, rng)),
-            ToState::Accuse { id, incarnation, evidence } => {
+            ToState::Accuse { id, incarnation, evidence, .. } => {
                 self.judge(now, |members, rng| members.accuse(&id, incarnation, evidence, now, rng));
             }
             ToState::Give { join, reply } => {
@@ -263,7 +348,7 @@ impl NodeState {
             Ok(()) => self.news(waited.news, waited.quiet, Some(&id), now),
             Err(reason) => {
                 self.ring.counters.drop(Ignored::Vetoed);
-                tracing::info!(member = %id, reason, "not let in");
+                say!(self.ring, Line::Vetoed, info, member = %logs::node(&id), reason, "not let in");
             }
         }
     }
@@ -274,9 +359,11 @@ impl NodeState {
         let Effects { changes, broadcast, tell, refuted, confirmed, degraded } =
             kept.members.apply(decision, now);
         let members = kept.members.roster().present();
-        let mut returned = 0;
+        let (mut returned, mut joined) = (0, false);
         for (_, change) in &changes {
+            kept.time(change, self.source.get(), &self.ring.counters, now);
             self.note(change, members, now);
+            joined |= matches!(change, Change::Joined(_));
             returned += u32::from(matches!(change, Change::Refuted(_)));
             returned += u32::from(matches!(change, Change::Joined(member) if member.incarnation > 1));
         }
@@ -288,12 +375,25 @@ impl NodeState {
         }
 
         let ring = &self.ring;
+        // Like memberlist: also what refutes, and this node itself when it answers an alive message.
+        let about_other = matches!(&broadcast, Some((about, Message::Alive(_))) if *about != local);
+        if about_other || joined || (refuted && self.source.get() == Source::Alive) {
+            up(&ring.counters.msg_alive);
+        }
         if let Some((about, message)) = broadcast {
             match self.written(message) {
                 // News about this node itself must not be lost.
                 Some(bytes) if about == local => ring.command(&ring.queue, ToQueue::News { about, bytes }),
                 Some(bytes) => ring.news(&ring.queue, ToQueue::News { about, bytes }),
-                None => ring.counters.drop(Lost::NoRoom),
+                None => {
+                    ring.counters.drop(Lost::NoRoom);
+                    say!(
+                        ring,
+                        Line::NoRoom,
+                        warn,
+                        "no packet has room for a piece of news: see udp_buffer_size"
+                    );
+                }
             }
         }
         if let Some((to, message)) = tell {
@@ -314,7 +414,7 @@ impl NodeState {
 
     /// A message as bytes. A verdict that no packet has room for goes without those who confirmed it.
     fn written(&self, message: Message) -> Option<Bytes> {
-        let max = self.ring.max_broadcast.load(std::sync::atomic::Ordering::Relaxed);
+        let max = self.ring.max_broadcast.load(Relaxed);
         let short = match &message {
             Message::Dead(dead) => Some(Message::Dead(Dead { confirmed_by: Vec::new(), ..dead.clone() })),
             _ => None,
@@ -323,40 +423,60 @@ impl NodeState {
     }
 
     fn note(&self, change: &Change, members: usize, now: Instant) {
+        let (ring, source) = (&self.ring, self.source.get().name());
+        macro_rules! tell {
+            ($id:expr, $($what:tt)+) => {
+                say!(ring, Line::Change, info, member = %logs::node($id), source, $($what)+)
+            };
+        }
         match change {
             Change::Joined(member) => {
-                tracing::info!(member = %member.id, addr = %member.addr, "joined");
+                tell!(&member.id, addr = %member.addr, incarnation = member.incarnation, "joined");
                 let name = member.id.shared_name().clone();
-                self.ring.news(self.ring.detector_inbox(), ToDetector::Newcomer { name, members });
+                ring.news(ring.detector_inbox(), ToDetector::Newcomer { name, members });
             }
-            Change::Updated { member, .. } => tracing::debug!(member = %member.id, "updated"),
+            Change::Updated { member, before } => {
+                tell!(&member.id, changed = %logs::difference(before, member), "updated");
+            }
             Change::Suspected { member, why } => {
-                tracing::info!(member = %member.id, by = %why.by, evidence = ?why.evidence, "suspected");
-                self.ring.history().note(&member.id, why, Outcome::Open);
+                tell!(&member.id, by = %logs::name(&why.by), evidence = ?why.evidence, "suspected");
+                ring.history().note(&member.id, why, Outcome::Open);
+                let view = ring.view.borrow();
+                ring.counters.accusers.count(
+                    why,
+                    view.local().name() == &*why.by,
+                    view.get(&why.by).is_some(),
+                );
             }
             Change::Refuted(member) => {
-                tracing::info!(member = %member.id, "refuted the suspicion");
-                self.ring.history().refuted(&member.id, now);
+                tell!(&member.id, incarnation = member.incarnation, "refuted the suspicion");
+                ring.history().refuted(&member.id, now);
             }
             Change::Left { member, why } => {
-                tracing::info!(member = %member.id, by = %why.by, evidence = ?why.evidence, "left");
-                self.ring.history().note(&member.id, why, Outcome::Left(now));
+                tell!(&member.id, by = %logs::name(&why.by), evidence = ?why.evidence, "left");
+                ring.history().note(&member.id, why, Outcome::Left(now));
             }
             Change::Dead { member, why } => {
-                tracing::info!(member = %member.id, by = %why.by, confirmed_by = ?why.confirmed_by, evidence = ?why.evidence, "dead");
-                self.ring.history().note(&member.id, why, Outcome::Dead(now));
+                let (by, confirmed_by) = (logs::name(&why.by), logs::names(&why.confirmed_by));
+                tell!(&member.id, %by, %confirmed_by, evidence = ?why.evidence, "dead");
+                ring.history().note(&member.id, why, Outcome::Dead(now));
             }
-            Change::Reaped(id) => tracing::info!(member = %id, "forgotten"),
-            Change::Conflict { kept, other } => tracing::warn!(
-                member = %kept.id, addr = %kept.addr, %other,
-                "another node claims the name of a member; give it another name"
-            ),
+            Change::Reaped(id) => tell!(id, "forgotten"),
+            Change::Conflict { kept, other } => {
+                let member = logs::node(&kept.id);
+                say!(
+                    ring, Line::Conflict, warn, %member, addr = %kept.addr, %other,
+                    "another node claims the name of a member: give it another name"
+                );
+            }
         }
     }
 
     fn own_state(&self, join: bool) -> OwnBytes {
         let Kept { members, own_state, .. } = &mut *self.kept.borrow_mut();
-        own_state.get(members, join)
+        let own = own_state.get(members, join);
+        self.ring.counters.size_local.store(own.members.len() as u64, Relaxed);
+        own
     }
 
     /// A peer that this node dialled has answered with its state.
@@ -400,6 +520,7 @@ impl NodeState {
 
     /// Takes in some of what waits; whoever waits for it is answered once the view shows it.
     fn merge_some(&self, now: Instant) {
+        self.source.set(Source::State);
         let mut left = MERGED_PER_TURN;
         while left > 0 {
             let Some(mut merging) = self.kept.borrow_mut().merging.pop_front() else { return };
@@ -480,6 +601,7 @@ impl NodeState {
     }
 
     fn on_time(&self, now: Instant) {
+        self.source.set(Source::Time);
         loop {
             let decision = self.kept.borrow_mut().members.on_time(now, &mut self.ring.rng.borrow_mut());
             match decision {
@@ -566,6 +688,10 @@ impl actix::Supervised for NodeState {}
 
 impl Child for NodeState {
     fn boot(&mut self, ctx: &mut Context<Self>) {
+        if self.ring.counters.size_local.load(Relaxed) == 0 {
+            self.own_state(false);
+            self.kept.borrow_mut().own_state.forget();
+        }
         self.set_alarm(now());
         Self::add_stream(Turns::new(self.ring.state.clone(), self.alarm.clone(), None), ctx);
     }

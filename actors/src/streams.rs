@@ -23,6 +23,7 @@ use tokio::{
 use crate::{
     exchanges,
     inbox::Refused,
+    logs::{self, Line as Kind, say},
     messages::ToState,
     metrics::{Lost, up},
     network::Connection,
@@ -229,21 +230,34 @@ pub(crate) async fn ask<T>(
 pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Connection>, from: SocketAddr) {
     let mut line = Line { ring: &ring, connection, limit: ring.config.tcp_timeout };
     if let Err(failure) = served(&ring, &permit.0, &mut line, from).await {
-        count(&ring, &failure, from);
+        count(&ring, &failure);
         if matches!(failure, Failure::Wire(WireError::WireVersion)) {
             line.refuse_wire().await;
         }
-        tracing::debug!(%from, %failure, "stream dropped");
+        match failure {
+            Failure::OtherWire => {}
+            Failure::Timeout => {
+                say!(ring, Kind::StreamTimeout, debug, %from, "stream dropped: it takes too long")
+            }
+            Failure::Broken(error) => say!(ring, Kind::StreamBroken, debug, %from, %error, "stream broke"),
+            Failure::Unserved => {
+                say!(ring, Kind::StreamUnserved, debug, %from, "stream dropped: no time for it")
+            }
+            Failure::Wire(error) => {
+                let hint = logs::hint(error);
+                say!(ring, Kind::Stream(error), warn, %from, hint, "stream dropped: {error}");
+            }
+        }
     }
     drop(permit);
 }
 
-pub(crate) fn count(ring: &Shared, failure: &Failure, peer: SocketAddr) {
+pub(crate) fn count(ring: &Shared, failure: &Failure) {
     match failure {
         Failure::Timeout => ring.counters.drop(Lost::StreamTimeout),
         Failure::Broken(_) => ring.counters.drop(Lost::StreamBroken),
-        Failure::Wire(error) => ring.drop_bytes(*error, peer),
-        Failure::OtherWire => ring.drop_bytes(WireError::WireVersion, peer),
+        Failure::Wire(error) => ring.counters.drop(*error),
+        Failure::OtherWire => ring.counters.drop(WireError::WireVersion),
         Failure::Unserved => {}
     }
 }

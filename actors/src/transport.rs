@@ -31,6 +31,7 @@ use crate::{
     errors::JoinError,
     exchanges,
     inbox::{Alarm, Turn, Turns},
+    logs::{self, Line, say},
     messages::{Exchange, TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
     network::Connection,
@@ -195,7 +196,8 @@ impl Transport {
                 let ring = self.ring.clone();
                 self.ring.spawn("push/pull", async move {
                     if let Err(error) = exchanges::push_pull(&ring, permit, addr, why).await {
-                        tracing::debug!(%addr, %error, "no exchange of states");
+                        let error = logs::text(error);
+                        say!(ring, Line::NoExchange, debug, %addr, %error, "no exchange of states");
                     }
                 });
             }
@@ -223,6 +225,8 @@ impl Transport {
         let permit = self.kept.borrow().open.permit();
         if permit.is_none() {
             self.ring.counters.drop(Lost::TooManyStreams);
+            let max = self.ring.config.max_streams;
+            say!(self.ring, Line::TooManyStreams, warn, max, "no room for another stream: see max_streams");
         }
         permit
     }
@@ -239,7 +243,12 @@ impl Transport {
             Err(error) => {
                 let full = error.kind() == io::ErrorKind::WouldBlock;
                 counters.drop(if full { Lost::WouldBlock } else { Lost::SendFailed });
-                tracing::debug!(%to, %error, "packet not sent");
+                if full {
+                    say!(self.ring, Line::WouldBlock, debug, %to, "packet not sent: the network takes no more just now");
+                } else {
+                    let len = bytes.len();
+                    say!(self.ring, Line::NotSent, warn, %to, %error, len, "packet not sent");
+                }
                 if let Some(seq) = report {
                     self.ring.command(self.ring.detector_inbox(), ToDetector::SendFailed { seq });
                 }
@@ -306,7 +315,7 @@ impl Transport {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     self.ring.counters.drop(Lost::ReadFailed);
-                    tracing::debug!(%error, "cannot read datagrams");
+                    say!(self.ring, Line::NotRead, warn, %error, "cannot read datagrams");
                     self.kept.borrow_mut().reading.lengthen();
                     return;
                 }
@@ -324,8 +333,10 @@ impl Transport {
             return;
         }
         if let Err(error) = self.take_apart(datagram, from) {
-            self.ring.drop_bytes(error, from);
-            tracing::trace!(%from, %error, len = datagram.len(), "dropped");
+            counters.drop(error);
+            let (len, hint) = (datagram.len(), logs::hint(error));
+            say!(self.ring, Line::Packet(error), warn, %from, len, hint, "packet dropped: {error}");
+            tracing::trace!(%from, %error, len, "dropped");
         }
     }
 
@@ -395,6 +406,7 @@ impl Transport {
 
     fn set_alarm(&self) {
         let kept = self.kept.borrow();
+        self.ring.counters.streams_open.store(kept.open.now.get() as u64, Relaxed);
         let until = [kept.reading.until, kept.accepting.until].into_iter().flatten().min();
         self.alarm.set(until.map(Instant::into_std));
     }
@@ -427,7 +439,7 @@ impl Transport {
                     }
                     Poll::Ready(Err(error)) => {
                         ring.counters.drop(Lost::AcceptFailed);
-                        tracing::debug!(%error, "cannot accept a stream");
+                        say!(ring, Line::NotAccepted, warn, %error, "cannot accept a stream");
                         kept.accepting.lengthen();
                         // The alarm is set in a turn.
                         return true;

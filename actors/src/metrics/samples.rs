@@ -1,0 +1,228 @@
+//! The metrics under the names that dashboards know.
+
+use std::borrow::Cow;
+
+use super::{Histogram, Metrics, Reason, accusers::OTHER};
+use crate::logs;
+
+/// What sort of number a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+    /// How often a value fell between which bounds.
+    Histogram,
+}
+
+/// One metric: its name, and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Described {
+    /// Its name.
+    pub name: &'static str,
+    /// What sort of number it is.
+    pub kind: Kind,
+    /// `seconds`, `bytes`, or nothing for plain numbers.
+    pub unit: &'static str,
+    /// The keys of its labels.
+    pub labels: &'static [&'static str],
+    /// What it says, in a few words.
+    pub help: &'static str,
+}
+
+const fn described(
+    name: &'static str,
+    kind: Kind,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Described {
+    Described { name, kind, unit, labels, help }
+}
+
+use Kind::{Counter as C, Gauge as G, Histogram as H};
+
+/// All metrics that there are: first memberlist's, then those that it does not have.
+#[rustfmt::skip]
+pub const TABLE: &[Described] = &[
+    described("memberlist_msg_alive", C, "", &[], "alive messages accepted"),
+    described("memberlist_msg_suspect", C, "", &[], "suspicions begun"),
+    described("memberlist_msg_dead", C, "", &[], "members found dead or gone"),
+    described("memberlist_degraded_probe", C, "", &[], "probes lengthened for doubtful local health"),
+    described("memberlist_degraded_timeout", C, "", &[], "suspicions run out with too few confirmations"),
+    described("memberlist_probeNode", H, "seconds", &[], "duration of a probe round"),
+    described("memberlist_gossip", H, "seconds", &[], "duration of a gossip tick"),
+    described("memberlist_pushPullNode", H, "seconds", &[], "duration of an exchange of states"),
+    described("memberlist_tcp_accept", C, "", &[], "streams accepted"),
+    described("memberlist_tcp_connect", C, "", &[], "streams dialled for an exchange of states"),
+    described("memberlist_tcp_sent", C, "bytes", &[], "bytes sent on streams"),
+    described("memberlist_udp_sent", C, "bytes", &[], "bytes of datagrams sent"),
+    described("memberlist_udp_received", C, "bytes", &[], "bytes of datagrams received"),
+    described("memberlist_size_local", G, "bytes", &[], "size of the own full state"),
+    described("memberlist_size_remote", H, "bytes", &[], "size of peers' full states"),
+    described("memberlist_node_instances", G, "", &["node_state"], "members by state"),
+    described("memberlist_queue_broadcasts", G, "", &[], "broadcasts that wait to be gossiped"),
+    described("memberlist_health_score", G, "", &[], "local health, 0 is good"),
+    described("memberlist_tcp_received", C, "bytes", &[], "bytes received on streams"),
+    described("memberlist_streams_dialled", C, "", &[], "streams dialled for any purpose"),
+    described("memberlist_streams_open", G, "", &[], "streams open"),
+    described("memberlist_packets_sent", C, "", &[], "datagrams sent"),
+    described("memberlist_packets_received", C, "", &[], "datagrams received"),
+    described("memberlist_messages_sent", C, "", &["kind"], "messages sent at the head of datagrams"),
+    described("memberlist_messages_received", C, "", &["kind"], "messages received in datagrams"),
+    described("memberlist_suspicions", C, "", &["accuser", "evidence"], "suspicions by evidence"),
+    described("memberlist_accusations", C, "", &["accuser"], "suspicions by the accuser's name"),
+    described("memberlist_refutations", C, "", &["by"], "suspicions refuted"),
+    described("memberlist_udp_lost", C, "", &[], "members that answered over a stream only"),
+    described("memberlist_probe_rtt_seconds", H, "seconds", &[], "time from a direct ping to its answer"),
+    described("memberlist_detection_seconds", H, "seconds", &[], "time from the failed probe to the verdict"),
+    described("memberlist_suspicion_seconds", H, "seconds", &["outcome"], "duration of a suspicion"),
+    described("memberlist_spread_seconds", H, "seconds", &["kind"], "time from queueing to the last transmission"),
+    described("memberlist_dropped", C, "", &["queue", "reason"], "what was dropped"),
+    described("memberlist_inbox_offered", C, "", &["actor"], "messages put into an inbox"),
+    described("memberlist_inbox_taken", C, "", &["actor"], "messages taken from an inbox"),
+    described("memberlist_inbox_dropped", C, "", &["actor"], "news that made room for newer"),
+    described("memberlist_inbox_coalesced", C, "", &["actor"], "accusations that gave way to a higher one"),
+    described("memberlist_inbox_refused", C, "", &["actor"], "commands refused for want of room"),
+    described("memberlist_inbox_waiting", G, "", &["actor"], "messages that wait in an inbox"),
+    described("memberlist_restarts", C, "", &["actor"], "restarts after panics"),
+    described("memberlist_stalls", C, "", &[], "handlers of the node that hung"),
+    described("memberlist_log_lines_left_out", C, "", &[], "lines of the log that were only counted"),
+];
+
+/// The value of a metric.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Of a counter.
+    Counter(u64),
+    /// Of a gauge.
+    Gauge(f64),
+    /// Of a histogram.
+    Histogram(Histogram),
+}
+
+/// One value under its name and labels.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Sample {
+    /// A name of the [`TABLE`].
+    pub name: &'static str,
+    /// Keys and values. A value that comes from others is escaped and cut.
+    pub labels: Vec<(&'static str, Cow<'static, str>)>,
+    /// The value.
+    pub value: Value,
+}
+
+/// Samples in the making.
+struct Samples(Vec<Sample>);
+
+impl Samples {
+    fn put(&mut self, name: &'static str, labels: &[(&'static str, &'static str)], value: Value) {
+        let labels = labels.iter().map(|(key, value)| (*key, Cow::Borrowed(*value))).collect();
+        self.0.push(Sample { name, labels, value });
+    }
+
+    fn counter(&mut self, name: &'static str, value: u64) {
+        self.put(name, &[], Value::Counter(value));
+    }
+
+    fn gauge(&mut self, name: &'static str, value: u64) {
+        self.put(name, &[], Value::Gauge(value as f64));
+    }
+
+    fn histogram(&mut self, name: &'static str, value: &Histogram) {
+        self.put(name, &[], Value::Histogram(value.clone()));
+    }
+}
+
+impl Metrics {
+    /// Each value under its name of the [`TABLE`], in that order.
+    #[must_use]
+    pub fn samples(&self) -> Vec<Sample> {
+        let mut all = Samples(Vec::with_capacity(256));
+        all.counter("memberlist_msg_alive", self.alive_messages);
+        all.counter("memberlist_msg_suspect", self.suspect_messages);
+        all.counter("memberlist_msg_dead", self.dead_messages);
+        all.counter("memberlist_degraded_probe", self.degraded_probes);
+        all.counter("memberlist_degraded_timeout", self.degraded_timeouts);
+        all.histogram("memberlist_probeNode", &self.probe_time);
+        all.histogram("memberlist_gossip", &self.gossip_time);
+        all.histogram("memberlist_pushPullNode", &self.push_pull_time);
+        all.counter("memberlist_tcp_accept", self.streams_accepted);
+        all.counter("memberlist_tcp_connect", self.states_dialled);
+        all.counter("memberlist_tcp_sent", self.stream_bytes_sent);
+        all.counter("memberlist_udp_sent", self.bytes_sent);
+        all.counter("memberlist_udp_received", self.bytes_received);
+        all.gauge("memberlist_size_local", self.state_size);
+        all.histogram("memberlist_size_remote", &self.remote_state_size);
+        for (state, n) in &self.members {
+            all.put("memberlist_node_instances", &[("node_state", state)], Value::Gauge(*n as f64));
+        }
+        all.gauge("memberlist_queue_broadcasts", self.broadcasts_queued);
+        all.gauge("memberlist_health_score", self.health_score);
+
+        all.counter("memberlist_tcp_received", self.stream_bytes_received);
+        all.counter("memberlist_streams_dialled", self.streams_dialled);
+        all.gauge("memberlist_streams_open", self.streams_open);
+        all.counter("memberlist_packets_sent", self.packets_sent);
+        all.counter("memberlist_packets_received", self.packets_received);
+        for (kind, n) in &self.messages_sent {
+            all.put("memberlist_messages_sent", &[("kind", kind)], Value::Counter(*n));
+        }
+        for (kind, n) in &self.messages_received {
+            all.put("memberlist_messages_received", &[("kind", kind)], Value::Counter(*n));
+        }
+        self.accusations(&mut all);
+        all.put("memberlist_refutations", &[("by", "self")], Value::Counter(self.refutations));
+        all.put("memberlist_refutations", &[("by", "others")], Value::Counter(self.refuted_by_others));
+        all.counter("memberlist_udp_lost", self.udp_lost);
+        all.histogram("memberlist_probe_rtt_seconds", &self.probe_rtt);
+        all.histogram("memberlist_detection_seconds", &self.detection_time);
+        for (outcome, times) in &self.suspicion_time {
+            let value = Value::Histogram(times.clone());
+            all.put("memberlist_suspicion_seconds", &[("outcome", outcome)], value);
+        }
+        for (kind, times) in &self.spread_time {
+            all.put("memberlist_spread_seconds", &[("kind", kind)], Value::Histogram(times.clone()));
+        }
+        for (reason, queue) in Reason::queues() {
+            let n = self.dropped.get(reason).copied().unwrap_or(0);
+            all.put("memberlist_dropped", &[("queue", queue), ("reason", reason)], Value::Counter(n));
+        }
+        for (actor, inbox) in &self.inboxes {
+            let labels = [("actor", *actor)];
+            all.put("memberlist_inbox_offered", &labels, Value::Counter(inbox.offered));
+            all.put("memberlist_inbox_taken", &labels, Value::Counter(inbox.taken));
+            all.put("memberlist_inbox_dropped", &labels, Value::Counter(inbox.dropped));
+            all.put("memberlist_inbox_coalesced", &labels, Value::Counter(inbox.coalesced));
+            all.put("memberlist_inbox_refused", &labels, Value::Counter(inbox.refused));
+            all.put("memberlist_inbox_waiting", &labels, Value::Gauge(inbox.waiting as f64));
+        }
+        for (actor, n) in &self.restarts {
+            all.put("memberlist_restarts", &[("actor", actor)], Value::Counter(*n));
+        }
+        all.counter("memberlist_stalls", self.stalls);
+        all.counter("memberlist_log_lines_left_out", self.log_lines_left_out);
+        all.0
+    }
+
+    fn accusations(&self, all: &mut Samples) {
+        for (accuser, by_evidence) in [("self", &self.suspicions_own), ("others", &self.suspicions_heard)] {
+            for (evidence, n) in by_evidence {
+                let labels = [("accuser", accuser), ("evidence", *evidence)];
+                all.put("memberlist_suspicions", &labels, Value::Counter(*n));
+            }
+        }
+        for (accuser, n) in &self.accusers {
+            all.0.push(Sample {
+                name: "memberlist_accusations",
+                labels: vec![("accuser", logs::name(accuser).to_string().into())],
+                value: Value::Counter(*n),
+            });
+        }
+        let others = Value::Counter(self.other_accusers);
+        all.put("memberlist_accusations", &[("accuser", OTHER)], others);
+    }
+}
