@@ -11,6 +11,7 @@
 //! | [`accusation`], [`suspicion`], [`awareness`] | who accuses whom; how long a suspect has; how healthy this node is |
 //! | [`probe`] | the failure detector |
 //! | [`broadcast`], [`gossip`] | what is still to be said, and to whom |
+//! | [`seen`] | which broadcasts of users have been handled |
 //! | [`push_pull`] | the exchange of full states |
 //! | [`restart`] | when an actor that panicked runs again |
 //! | [`wire`] | bytes |
@@ -26,6 +27,7 @@ pub mod members;
 pub mod probe;
 pub mod push_pull;
 pub mod restart;
+pub mod seen;
 pub mod suspicion;
 pub mod tombstones;
 pub mod view;

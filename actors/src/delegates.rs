@@ -4,7 +4,12 @@
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use actix::{Actor, Context, StreamHandler};
-use memberlist_protocol::{gossip::Seen, members::Change, view::View, wire::message::UserBroadcast};
+use memberlist_protocol::{
+    members::Change,
+    seen::{Seen, Standing},
+    view::View,
+    wire::message::UserBroadcast,
+};
 
 use crate::{
     events::{MemberEvent, Replay, Sender, UserBytes},
@@ -133,8 +138,14 @@ impl Delegates {
     /// A broadcast is handled here, and passed on, the first time it comes.
     fn user(&self, message: UserBroadcast) {
         let mut kept = self.kept.borrow_mut();
-        let own = message.origin == self.ring.view.borrow().local().id;
-        if own || !kept.seen.is_new(&message.origin, message.id) {
+        let view = self.ring.view.borrow();
+        let own = message.origin == view.local().id;
+        let standing = match view.get(message.origin.name()) {
+            Some(member) if member.id == message.origin => Standing::Member,
+            _ => Standing::Stranger,
+        };
+        drop(view);
+        if own || !kept.seen.is_new(&message.origin, standing, message.id) {
             self.ring.counters.drop(Lost::SeenBroadcast);
             return;
         }

@@ -12,7 +12,7 @@ use std::{
 use actix::{Actor, Context, StreamHandler};
 use bytes::Bytes;
 use memberlist_protocol::{
-    broadcast::End,
+    broadcast::{End, TooLarge},
     gossip::{self, Gossip},
     member::Member,
     wire::{
@@ -102,9 +102,13 @@ impl BroadcastQueue {
                 }
             }
             ToQueue::Broadcast { name, replaces, message, spread } => {
-                self.broadcast(name, &replaces, message, Some(spread));
+                self.user(message, |gossip, bytes, ended| {
+                    gossip.user(name, &replaces, bytes, Some(spread), ended)
+                });
             }
-            ToQueue::Forward(message) => self.broadcast(None, &[], message, None),
+            ToQueue::Forward(message) => {
+                self.user(message, |gossip, bytes, ended| gossip.forward(bytes, ended))
+            }
             ToQueue::Farewell { bytes, reply } => {
                 let packets = self.farewell(&bytes);
                 ring.command(&ring.transport, ToTransport::Farewell { packets, reply });
@@ -112,16 +116,15 @@ impl BroadcastQueue {
         }
     }
 
-    fn broadcast(
+    /// Queues a user's broadcast as `put` does it, and counts what had to go.
+    fn user(
         &self,
-        name: Option<Arc<str>>,
-        replaces: &[String],
-        m: UserBroadcast,
-        spread: Option<Spread>,
+        message: UserBroadcast,
+        put: impl FnOnce(&mut Gossip<Spread>, Bytes, &mut dyn FnMut(Option<Spread>, End)) -> Result<(), TooLarge>,
     ) {
-        let Ok(bytes) = codec::encoded(&Message::User(m), usize::MAX) else { return };
+        let Ok(bytes) = codec::encoded(&Message::User(message), usize::MAX) else { return };
         let mut pruned = 0;
-        let queued = self.kept.borrow_mut().gossip.user(name, replaces, bytes, spread, |ticket, end| {
+        let queued = put(&mut self.kept.borrow_mut().gossip, bytes, &mut |ticket, end| {
             pruned += usize::from(end == End::Pruned);
             ended(ticket, end);
         });
