@@ -430,4 +430,48 @@ mod tests {
             assert_eq!(share_of(&mut gossip, b'n'), if i % 4 == 0 { 1200 } else { 0 }, "packet {i}");
         }
     }
+
+    #[test]
+    fn what_news_travels_along_with_comes_first() {
+        let mut gossip = with_news();
+        let ack = Message::Ack(crate::wire::message::Ack { seq: 1, payload: Bytes::new() });
+        let bytes = crate::wire::codec::encoded(&ack, 100).unwrap();
+        let with = gossip.packet_with(&[ack], Piggyback::Yes, 4, |_, _| {}).unwrap();
+        let of = gossip.packet_of(&bytes, 4, |_, _| {}).unwrap();
+        for packet in [with, of] {
+            let envelope = Envelope::new("").unwrap();
+            let parts: Vec<_> = envelope.parts(&packet).unwrap().map(Result::unwrap).collect();
+            assert_eq!(parts[0], &*bytes);
+            assert!(parts.len() > 20 && parts[1..].iter().all(|part| part[0] == b'n'));
+        }
+    }
+
+    #[test]
+    fn a_broadcast_replaces_those_that_it_names_and_no_others() {
+        let mut gossip = gossip();
+        let mut ended = Vec::new();
+        let mut push = |name: &str, replaces: &[&str], ticket| {
+            let replaces: Vec<_> = replaces.iter().map(|name| (*name).to_owned()).collect();
+            let bytes = Bytes::from_static(b"bytes");
+            gossip
+                .user(Some(name.into()), &replaces, bytes, Some(ticket), |t, end| ended.push((t, end)))
+                .unwrap();
+        };
+        push("a", &[], 1);
+        push("b", &[], 2);
+        push("c", &["a", "unknown"], 3);
+        push("b", &[], 4);
+        assert_eq!(ended, [(Some(1), End::Replaced), (Some(2), End::Replaced)]);
+        assert_eq!(gossip.len(), (0, 2));
+    }
+
+    #[test]
+    fn a_broadcast_that_is_too_long_replaces_nothing() {
+        let mut gossip = gossip();
+        gossip.user(Some("a".into()), &[], Bytes::from_static(b"a"), Some(1), |_, _| {}).unwrap();
+        let too_long = vec![0; 1400].into();
+        let replaces = ["a".to_owned()];
+        gossip.user(Some("a".into()), &replaces, too_long, Some(2), |t, _| panic!("{t:?}")).unwrap_err();
+        assert_eq!(gossip.len(), (0, 1));
+    }
 }
