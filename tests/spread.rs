@@ -1,7 +1,7 @@
 //! How users' broadcasts spread in a large cluster, in virtual time: in calm, and while its members change.
 //!
 //! One run tells both stories to the same nodes. In the second, nodes join, leave and crash all the time, so
-//! that there is more news of the membership than packets have room for: twenty changes in a second among a
+//! that there is more news of the membership than packets have room for: thirty changes in a second among a
 //! thousand nodes, each to be told sixteen times by everybody, are twice as much as fits.
 
 use std::{
@@ -22,22 +22,22 @@ use tokio::time::{Instant, sleep, sleep_until};
 const ROUND: Duration = Duration::from_millis(200);
 
 /// Broadcasts of each part of a run.
-const BROADCASTS: usize = 8;
+const BROADCASTS: usize = 6;
 
 /// Bytes of a packet. Small ones are filled by fewer changes.
-const PACKET: usize = 700;
+const PACKET: usize = 1024;
 
 /// Bytes of every other broadcast; with its origin it fits into the quarter of a packet that is users'.
 const SHORT: usize = 60;
 
 /// Bytes of the others: more than a quarter, so that they have to wait for their turn.
-const LONG: usize = 250;
+const LONG: usize = 300;
 
 /// Between two broadcasts: several are on their way at once.
 const APART: Duration = Duration::from_millis(500);
 
 /// Longest part of a run in which broadcasts are on their way.
-const LENGTH: Duration = Duration::from_secs(10);
+const LENGTH: Duration = Duration::from_secs(9);
 
 /// Before the first broadcast that meets changes, so that these fill the queues.
 const LEAD: Duration = Duration::from_secs(3);
@@ -243,7 +243,7 @@ fn tell(seed: u64, size: Size) {
 
 /// Built for speed the cluster is large. The seeds run side by side.
 fn size() -> Size {
-    if cfg!(debug_assertions) { Size { nodes: 200, changes: 8 } } else { Size { nodes: 1000, changes: 20 } }
+    if cfg!(debug_assertions) { Size { nodes: 200, changes: 20 } } else { Size { nodes: 1000, changes: 30 } }
 }
 
 #[test]
