@@ -50,7 +50,7 @@ pub struct Config {
     /// 1 to 64. LAN 4, WAN 4, local 2.
     pub retransmit_mult: u32,
     /// Bytes that a packet is filled up to. What a path carries without fragments: 1,200 to 1,400 across
-    /// networks, up to 8,900 on one with jumbo frames. 512 to 65,000. 1,400.
+    /// networks, up to 8,900 on one with jumbo frames. 1,024 to 65,000. 1,400.
     pub udp_buffer_size: usize,
 
     /// Time between two exchanges of the full state with a random member; clusters above 32 members stretch
