@@ -7,9 +7,18 @@ use bytes::Bytes;
 
 use crate::wire::frame::{PART_OVERHEAD, Packer};
 
-/// Fewer transmissions first; then longer ones, which are harder to place; then newer ones. The number is
-/// never used again, so no entry can take another one's place.
-type Rank = (u32, Reverse<usize>, Reverse<u64>);
+/// Own ones first; then fewer transmissions; then longer ones, which are harder to place; then newer ones. The
+/// number is never used again, so no entry can take another one's place.
+type Rank = (Source, u32, Reverse<usize>, Reverse<u64>);
+
+/// Where a broadcast began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Here. It goes before what others have begun: nobody else can send it yet.
+    Own,
+    /// Elsewhere: it is passed on.
+    Forwarded,
+}
 
 /// How an entry ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +27,8 @@ pub enum End {
     Sent,
     /// A newer one took its place.
     Replaced,
-    /// The queue was full, and it had been sent the most.
+    /// The queue was full, and it had been sent the most; or it was to be passed on, and what began here took
+    /// all the room.
     Pruned,
 }
 
@@ -46,6 +56,8 @@ pub struct BroadcastQueue<T> {
     names: BTreeMap<Arc<str>, Rank>,
     next: u64,
     bytes: usize,
+    /// The room that all from each source would take.
+    room: [usize; 2],
     max_entries: usize,
     max_bytes: usize,
     max_len: usize,
@@ -59,6 +71,7 @@ impl<T> BroadcastQueue<T> {
             names: BTreeMap::new(),
             next: 0,
             bytes: 0,
+            room: [0; 2],
             max_entries,
             max_bytes,
             max_len,
@@ -71,6 +84,7 @@ impl<T> BroadcastQueue<T> {
     /// [`TooLarge`] when no packet has room for it; nothing has changed then.
     pub fn push(
         &mut self,
+        source: Source,
         name: Option<Arc<str>>,
         bytes: Bytes,
         ticket: T,
@@ -83,11 +97,16 @@ impl<T> BroadcastQueue<T> {
             self.invalidate(name, &mut ended);
         }
         while self.entries.len() >= self.max_entries || self.bytes + bytes.len() > self.max_bytes {
-            let Some((_, entry)) = self.entries.pop_last() else { break };
-            self.forget(&entry);
+            let Some((&last, _)) = self.entries.last_key_value() else { break };
+            if last.0 < source {
+                ended(ticket, End::Pruned);
+                return Ok(());
+            }
+            let Some(entry) = self.entries.remove(&last) else { break };
+            self.forget(last.0, &entry);
             ended(entry.ticket, End::Pruned);
         }
-        let rank = (0, Reverse(bytes.len()), Reverse(self.next));
+        let rank = (source, 0, Reverse(bytes.len()), Reverse(self.next));
         self.next += 1;
         self.put(rank, Entry { name, bytes, ticket });
         Ok(())
@@ -95,28 +114,36 @@ impl<T> BroadcastQueue<T> {
 
     /// Removes the broadcast of that name.
     pub fn invalidate(&mut self, name: &str, mut ended: impl FnMut(T, End)) {
-        let Some(rank) = self.names.get(name) else { return };
-        if let Some(entry) = self.entries.remove(rank) {
-            self.forget(&entry);
+        let Some(&rank) = self.names.get(name) else { return };
+        if let Some(entry) = self.entries.remove(&rank) {
+            self.forget(rank.0, &entry);
             ended(entry.ticket, End::Replaced);
         }
     }
 
-    /// Fills a packet, leaving `spare` bytes of it free: tier by tier of transmissions, in each the first that
-    /// fits, each at most once. An entry that has then been sent `limit` times is done.
-    pub fn fill(&mut self, packer: &mut Packer<'_>, spare: usize, limit: u32, mut ended: impl FnMut(T, End)) {
+    /// Fills a packet with what began at `source`, leaving `spare` bytes of it free: tier by tier of
+    /// transmissions, in each the first that fits, each at most once. An entry that has then been sent `limit`
+    /// times is done.
+    pub fn fill(
+        &mut self,
+        packer: &mut Packer<'_>,
+        source: Source,
+        spare: usize,
+        limit: u32,
+        mut ended: impl FnMut(T, End),
+    ) {
         let mut sent: Vec<(Rank, Entry<T>)> = Vec::new();
-        let mut from = Bound::Unbounded;
+        let mut from = Bound::Included((source, 0, Reverse(usize::MAX), Reverse(u64::MAX)));
         loop {
             let room = packer.room().saturating_sub(spare).saturating_sub(PART_OVERHEAD);
             let Some((rank, _)) = self.entries.range((from, Bound::Unbounded)).next() else { break };
-            let (tier, Reverse(len), _) = *rank;
-            if room == 0 {
+            let (of, tier, Reverse(len), _) = *rank;
+            if of != source || room == 0 {
                 break;
             }
             if len > room {
                 // On to the first of this tier that is short enough, or to the next tier.
-                from = Bound::Included((tier, Reverse(room), Reverse(u64::MAX)));
+                from = Bound::Included((source, tier, Reverse(room), Reverse(u64::MAX)));
                 continue;
             }
             let rank = *rank;
@@ -125,21 +152,21 @@ impl<T> BroadcastQueue<T> {
                 self.entries.insert(rank, entry);
                 break;
             }
-            self.forget(&entry);
+            self.forget(source, &entry);
             sent.push((rank, entry));
         }
-        for ((tier, len, id), entry) in sent {
+        for ((_, tier, len, id), entry) in sent {
             if tier + 1 >= limit {
                 ended(entry.ticket, End::Sent);
             } else {
-                self.put((tier + 1, len, id), entry);
+                self.put((source, tier + 1, len, id), entry);
             }
         }
     }
 
     /// Ends everything as sent: there is nobody left to send it to.
     pub fn finish(&mut self, mut ended: impl FnMut(T, End)) {
-        (self.bytes, self.names) = (0, BTreeMap::new());
+        (self.bytes, self.room, self.names) = (0, [0; 2], BTreeMap::new());
         for (_, entry) in std::mem::take(&mut self.entries) {
             ended(entry.ticket, End::Sent);
         }
@@ -147,17 +174,31 @@ impl<T> BroadcastQueue<T> {
 
     fn put(&mut self, rank: Rank, entry: Entry<T>) {
         self.bytes += entry.bytes.len();
+        self.room[rank.0 as usize] += entry.bytes.len() + PART_OVERHEAD;
         if let Some(name) = &entry.name {
             self.names.insert(name.clone(), rank);
         }
         self.entries.insert(rank, entry);
     }
 
-    fn forget(&mut self, entry: &Entry<T>) {
+    fn forget(&mut self, source: Source, entry: &Entry<T>) {
         self.bytes -= entry.bytes.len();
+        self.room[source as usize] -= entry.bytes.len() + PART_OVERHEAD;
         if let Some(name) = &entry.name {
             self.names.remove(name);
         }
+    }
+
+    /// What goes first of what began at `source`: how often it was sent, its length, and its number.
+    pub fn first(&self, source: Source) -> Option<(u32, usize, u64)> {
+        let from = (source, 0, Reverse(usize::MAX), Reverse(u64::MAX));
+        let (&(of, sent, Reverse(len), Reverse(number)), _) = self.entries.range(from..).next()?;
+        (of == source).then_some((sent, len, number))
+    }
+
+    /// The room of a packet that all that began at `source` would take.
+    pub fn room(&self, source: Source) -> usize {
+        self.room[source as usize]
     }
 
     /// Entries that wait.
@@ -200,7 +241,9 @@ mod tests {
         let mut buf = vec![0; room + 3];
         let mut packer = Packer::new(&envelope, &mut buf);
         let mut ended = Vec::new();
-        queue.fill(&mut packer, 0, limit, |ticket, end| ended.push((ticket, end)));
+        for source in [Source::Own, Source::Forwarded] {
+            queue.fill(&mut packer, source, 0, limit, |ticket, end| ended.push((ticket, end)));
+        }
         let packet = packer.finish().unwrap_or_default();
         let parts = if packet.is_empty() {
             Vec::new()
@@ -218,10 +261,10 @@ mod tests {
     fn the_least_sent_the_longest_and_the_newest_go_first() {
         let mut queue = queue();
         for (i, s) in ["old", "longer", "new"].into_iter().enumerate() {
-            queue.push(None, text(s), i as u32, |_, _| {}).unwrap();
+            queue.push(Source::Own, None, text(s), i as u32, |_, _| {}).unwrap();
         }
         assert_eq!(packet(&mut queue, 1000, 9).0, ["longer", "new", "old"]);
-        queue.push(None, text("x"), 9, |_, _| {}).unwrap();
+        queue.push(Source::Own, None, text("x"), 9, |_, _| {}).unwrap();
         assert_eq!(packet(&mut queue, 1000, 9).0, ["x", "longer", "new", "old"]);
     }
 
@@ -229,7 +272,7 @@ mod tests {
     fn a_packet_is_filled_with_what_fits_and_each_only_once() {
         let mut queue = queue();
         for s in ["1234567890", "12345678", "123", "12"] {
-            queue.push(None, text(s), 0, |_, _| {}).unwrap();
+            queue.push(Source::Own, None, text(s), 0, |_, _| {}).unwrap();
         }
         // 12 of the room for the first; 8 are left: the second needs 10, the third 5; then 3 are left.
         assert_eq!(packet(&mut queue, 20, 9).0, ["1234567890", "123"]);
@@ -244,7 +287,7 @@ mod tests {
     #[test]
     fn an_entry_is_done_after_its_transmissions() {
         let mut queue = queue();
-        queue.push(None, text("a"), 7, |_, _| {}).unwrap();
+        queue.push(Source::Own, None, text("a"), 7, |_, _| {}).unwrap();
         assert_eq!(packet(&mut queue, 100, 3).1, []);
         assert_eq!(packet(&mut queue, 100, 3).1, []);
         assert_eq!(packet(&mut queue, 100, 3).1, [(7, End::Sent)]);
@@ -257,9 +300,11 @@ mod tests {
         let mut queue = queue();
         let mut ended = Vec::new();
         for i in 0..3 {
-            queue.push(Some("x".into()), text(&format!("v{i}")), i, |t, e| ended.push((t, e))).unwrap();
+            queue
+                .push(Source::Own, Some("x".into()), text(&format!("v{i}")), i, |t, e| ended.push((t, e)))
+                .unwrap();
         }
-        queue.push(Some("y".into()), text("w"), 3, |_, _| {}).unwrap();
+        queue.push(Source::Own, Some("y".into()), text("w"), 3, |_, _| {}).unwrap();
         assert_eq!(ended, [(0, End::Replaced), (1, End::Replaced)]);
         assert_eq!(packet(&mut queue, 100, 9).0, ["v2", "w"]);
         queue.invalidate("x", |t, e| assert_eq!((t, e), (2, End::Replaced)));
@@ -269,10 +314,10 @@ mod tests {
     #[test]
     fn weak_point_01_an_entry_never_takes_the_place_of_another() {
         let mut queue = queue();
-        queue.push(Some("a".into()), text("x"), 0, |_, _| {}).unwrap();
+        queue.push(Source::Own, Some("a".into()), text("x"), 0, |_, _| {}).unwrap();
         // Sent once and put back; in memberlist the numbers start anew here, because the queue is empty meanwhile.
         packet(&mut queue, 100, 9);
-        queue.push(Some("b".into()), text("y"), 1, |_, _| {}).unwrap();
+        queue.push(Source::Own, Some("b".into()), text("y"), 1, |_, _| {}).unwrap();
         packet(&mut queue, 3, 9);
         assert_eq!(queue.len(), 2);
         let (mut sent, _) = packet(&mut queue, 100, 9);
@@ -283,7 +328,7 @@ mod tests {
     #[test]
     fn weak_point_10_what_no_packet_can_hold_is_refused_at_once() {
         let mut queue = queue();
-        let error = queue.push(None, vec![0; 1001].into(), 0, |_, _| {}).unwrap_err();
+        let error = queue.push(Source::Own, None, vec![0; 1001].into(), 0, |_, _| {}).unwrap_err();
         assert_eq!(error, TooLarge { len: 1001, max: 1000 });
         assert!(queue.is_empty());
     }
@@ -292,14 +337,44 @@ mod tests {
     fn weak_point_27_the_queue_is_bounded_and_drops_what_was_sent_the_most() {
         let mut queue = BroadcastQueue::new(3, 10, 10);
         let mut ended = Vec::new();
-        queue.push(None, text("sent"), 0, |_, _| {}).unwrap();
+        queue.push(Source::Own, None, text("sent"), 0, |_, _| {}).unwrap();
         packet(&mut queue, 100, 9);
         for (i, s) in ["aa", "bb", "cc"].into_iter().enumerate() {
-            queue.push(None, text(s), 1 + i as u32, |t, e| ended.push((t, e))).unwrap();
+            queue.push(Source::Own, None, text(s), 1 + i as u32, |t, e| ended.push((t, e))).unwrap();
         }
         assert_eq!(ended, [(0, End::Pruned)]);
-        queue.push(None, text("123456789"), 9, |t, e| ended.push((t, e))).unwrap();
+        queue.push(Source::Own, None, text("123456789"), 9, |t, e| ended.push((t, e))).unwrap();
         assert_eq!((queue.len(), queue.bytes()), (1, 9));
         assert_eq!(ended.len(), 4);
+    }
+
+    #[test]
+    fn what_began_here_goes_before_what_is_passed_on_however_often_it_was_sent() {
+        let mut queue = queue();
+        queue.push(Source::Own, None, text("own"), 0, |_, _| {}).unwrap();
+        packet(&mut queue, 100, 9);
+        queue.push(Source::Forwarded, None, text("forwarded"), 1, |_, _| {}).unwrap();
+        assert_eq!(queue.first(Source::Own), Some((1, 3, 0)));
+        assert_eq!(queue.first(Source::Forwarded), Some((0, 9, 1)));
+        assert_eq!((queue.room(Source::Own), queue.room(Source::Forwarded)), (5, 11));
+        assert_eq!(packet(&mut queue, 11, 9).0, ["own"], "there is room for one of the two");
+        assert_eq!(packet(&mut queue, 100, 9).0, ["own", "forwarded"]);
+    }
+
+    #[test]
+    fn what_is_passed_on_never_pushes_out_what_began_here() {
+        let mut queue = BroadcastQueue::new(2, 10, 10);
+        let mut ended = Vec::new();
+        for (source, ticket) in [
+            (Source::Own, 0),
+            (Source::Forwarded, 1),
+            (Source::Own, 2),
+            (Source::Forwarded, 3),
+            (Source::Own, 4),
+        ] {
+            queue.push(source, None, text("x"), ticket, |t, e| ended.push((t, e))).unwrap();
+        }
+        assert_eq!(ended, [(1, End::Pruned), (3, End::Pruned), (0, End::Pruned)]);
+        assert_eq!((queue.len(), queue.room(Source::Own), queue.room(Source::Forwarded)), (2, 6, 0));
     }
 }

@@ -1,15 +1,15 @@
 //! What travels along in each packet: news of the membership, and users' broadcasts, which always keep a
-//! share of the room.
+//! share of the room. Of theirs those that began here have the most, and those that are passed on keep a share.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use rand::Rng;
 
 use crate::{
-    broadcast::{BroadcastQueue, End, TooLarge},
+    broadcast::{BroadcastQueue, End, Source, TooLarge},
     config::Config,
-    member::{Member, MemberState, NodeId},
+    member::{Member, MemberState},
     view::View,
     wire::{
         frame::{Envelope, PART_OVERHEAD, Packer},
@@ -17,8 +17,9 @@ use crate::{
     },
 };
 
-/// Of this share of a packet's room news of the membership keeps off when users have something to say.
-const USER_SHARE: usize = 4;
+/// One part in so many of a packet's room is users' when they have something to say, and of their part what is
+/// passed on has as much.
+const SHARE: usize = 4;
 
 /// News and broadcasts that wait, and the packets they go into. `T` is a user's ticket for a broadcast.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct Gossip<T> {
     envelope: Envelope,
     news: BroadcastQueue<Option<T>>,
     users: BroadcastQueue<Option<T>>,
+    /// Of news, of what began here, and of what is passed on.
+    lines: [Line; 3],
     buf: Vec<u8>,
 }
 
@@ -36,6 +39,7 @@ impl<T> Gossip<T> {
         Self {
             news: BroadcastQueue::new(config.max_broadcasts, config.max_broadcast_bytes, max_len),
             users: BroadcastQueue::new(config.max_user_broadcasts, config.max_user_broadcast_bytes, max_len),
+            lines: [Source::Own, Source::Own, Source::Forwarded].map(Line::new),
             buf: vec![0; config.udp_buffer_size],
             envelope,
         }
@@ -55,11 +59,13 @@ impl<T> Gossip<T> {
     /// [`TooLarge`].
     pub fn news_with(&mut self, about: Arc<str>, bytes: Bytes, ticket: Option<T>) -> Result<usize, TooLarge> {
         let mut pruned = 0;
-        self.news.push(Some(about), bytes, ticket, |_, end| pruned += usize::from(end == End::Pruned))?;
+        self.news.push(Source::Own, Some(about), bytes, ticket, |_, end| {
+            pruned += usize::from(end == End::Pruned)
+        })?;
         Ok(pruned)
     }
 
-    /// Queues a user's broadcast; those that it replaces go.
+    /// Queues a user's broadcast that begins here; those that it replaces go.
     ///
     /// # Errors
     /// [`TooLarge`].
@@ -76,7 +82,15 @@ impl<T> Gossip<T> {
                 self.users.invalidate(name, &mut ended);
             }
         }
-        self.users.push(name, bytes, ticket, ended)
+        self.users.push(Source::Own, name, bytes, ticket, ended)
+    }
+
+    /// Queues a user's broadcast of another node, to be passed on.
+    ///
+    /// # Errors
+    /// [`TooLarge`].
+    pub fn forward(&mut self, bytes: Bytes, ended: impl FnMut(Option<T>, End)) -> Result<(), TooLarge> {
+        self.users.push(Source::Forwarded, None, bytes, None, ended)
     }
 
     /// Drops users' broadcasts of that name and of those that it replaces.
@@ -101,10 +115,10 @@ impl<T> Gossip<T> {
         (self.news.len(), self.users.len())
     }
 
-    /// A packet of what waits: news of the membership first, but a quarter of the room is users' if they want it.
+    /// A packet of what waits. A quarter of the room is users' if they want it, and more if news leaves it.
     pub fn packet(&mut self, limit: u32, ended: impl FnMut(Option<T>, End)) -> Option<Bytes> {
         let mut packer = Packer::new(&self.envelope, &mut self.buf);
-        fill(&mut self.news, &mut self.users, &mut packer, limit, ended);
+        fill(&mut self.news, &mut self.users, &mut self.lines, &mut packer, limit, ended);
         packer.finish()
     }
 
@@ -119,7 +133,7 @@ impl<T> Gossip<T> {
         if !packer.push_encoded(message) {
             return None;
         }
-        fill(&mut self.news, &mut self.users, &mut packer, limit, ended);
+        fill(&mut self.news, &mut self.users, &mut self.lines, &mut packer, limit, ended);
         packer.finish()
     }
 
@@ -152,7 +166,7 @@ impl<T> Gossip<T> {
             packer.push(message);
         }
         if piggyback == Piggyback::Yes {
-            fill(&mut self.news, &mut self.users, &mut packer, limit, ended);
+            fill(&mut self.news, &mut self.users, &mut self.lines, &mut packer, limit, ended);
         }
         packer.finish()
     }
@@ -168,16 +182,66 @@ pub enum Piggyback {
     No,
 }
 
+/// The first in line may be longer than its share: beside others that fill the rest it would never fit. When it
+/// has stayed behind as often as makes up for its length, room is kept for it.
+#[derive(Debug)]
+struct Line {
+    source: Source,
+    first: Option<(u32, usize, u64)>,
+    stayed: usize,
+}
+
+impl Line {
+    fn new(source: Source) -> Self {
+        Self { source, first: None, stayed: 0 }
+    }
+
+    /// The room to be kept for the first, of `room` bytes.
+    fn due<T>(&mut self, queue: &BroadcastQueue<T>, room: usize) -> usize {
+        self.first = queue.first(self.source);
+        match self.first {
+            Some((_, len, _)) if self.stayed + 1 >= SHARE && len + PART_OVERHEAD <= room => {
+                len + PART_OVERHEAD
+            }
+            _ => 0,
+        }
+    }
+
+    /// Notes whether the first has gone. A longer one that takes its place does not set it back.
+    fn note<T>(&mut self, queue: &BroadcastQueue<T>) {
+        let stays = self.first.is_some() && queue.first(self.source) == self.first;
+        self.stayed = if stays { self.stayed + 1 } else { 0 };
+    }
+}
+
+/// Fills the shares from the smallest to the largest, each with what those that go before it leave or owe it.
 fn fill<T>(
     news: &mut BroadcastQueue<Option<T>>,
     users: &mut BroadcastQueue<Option<T>>,
+    [told, own, forwarded]: &mut [Line; 3],
     packer: &mut Packer<'_>,
     limit: u32,
     mut ended: impl FnMut(Option<T>, End),
 ) {
-    let spare = if users.is_empty() { 0 } else { packer.room() / USER_SHARE };
-    news.fill(packer, spare, limit, &mut ended);
-    users.fill(packer, 0, limit, &mut ended);
+    let room = packer.room();
+    let [news_due, own_due, forwarded_due] =
+        [told.due(news, room), own.due(users, room), forwarded.due(users, room)];
+    if !users.is_empty() {
+        let theirs = share(room, news.room(Source::Own), own_due.max(forwarded_due)).min(room - news_due);
+        let passed_on = share(theirs, users.room(Source::Own), forwarded_due);
+        let passed_on = passed_on.min(theirs.saturating_sub(own_due));
+        users.fill(packer, Source::Forwarded, room - passed_on, limit, &mut ended);
+        users.fill(packer, Source::Own, room - theirs, limit, &mut ended);
+    }
+    news.fill(packer, Source::Own, 0, limit, &mut ended);
+    told.note(news);
+    own.note(users);
+    forwarded.note(users);
+}
+
+/// The part of `room` for those that go behind `others`: what these leave, but at least a share and what is due.
+fn share(room: usize, others: usize, due: usize) -> usize {
+    room.saturating_sub(others).max(room / SHARE).max(due)
 }
 
 /// Who gets gossip: members that are there, and those that died a short while ago, so that they can refute.
@@ -193,73 +257,6 @@ pub fn targets<R: Rng + ?Sized>(view: &View, config: &Config, now: Instant, rng:
     })
 }
 
-/// Numbers of broadcasts that are remembered for one origin.
-const WINDOW: u64 = 4096;
-
-/// Origins that are remembered.
-const ORIGINS: usize = 4096;
-
-/// Which broadcasts of users have been seen: each is handled and passed on once.
-#[derive(Debug, Default)]
-pub struct Seen {
-    origins: BTreeMap<NodeId, Window>,
-    age: u64,
-}
-
-#[derive(Debug)]
-struct Window {
-    /// The highest number seen.
-    top: u64,
-    /// Bit `n % WINDOW` stands for the number `n`, for the last [`WINDOW`] numbers.
-    bits: Box<[u64; WINDOW as usize / 64]>,
-    age: u64,
-}
-
-impl Seen {
-    /// Whether the broadcast `id` of `origin` has not been seen before. It has been seen from then on.
-    pub fn is_new(&mut self, origin: &NodeId, id: u64) -> bool {
-        self.age += 1;
-        if !self.origins.contains_key(origin) && self.origins.len() >= ORIGINS {
-            let oldest = self.origins.iter().min_by_key(|(_, window)| window.age).map(|(id, _)| id.clone());
-            oldest.and_then(|id| self.origins.remove(&id));
-        }
-        let window = self.origins.entry(origin.clone()).or_insert_with(|| Window {
-            top: id,
-            bits: Box::new([0; WINDOW as usize / 64]),
-            age: 0,
-        });
-        window.age = self.age;
-        window.is_new(id)
-    }
-}
-
-impl Window {
-    fn is_new(&mut self, id: u64) -> bool {
-        if id > self.top {
-            if id - self.top >= WINDOW {
-                self.bits.fill(0);
-            } else {
-                for n in self.top + 1..id {
-                    *self.word(n) &= !(1 << (n % 64));
-                }
-                *self.word(id) &= !(1 << (id % 64));
-            }
-            self.top = id;
-        } else if self.top - id >= WINDOW {
-            return false;
-        }
-        let bit = 1 << (id % 64);
-        let word = self.word(id);
-        let new = *word & bit == 0;
-        *word |= bit;
-        new
-    }
-
-    fn word(&mut self, n: u64) -> &mut u64 {
-        &mut self.bits[(n % WINDOW / 64) as usize]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -269,6 +266,7 @@ mod tests {
     use super::*;
     use crate::{
         accusation::Evidence,
+        member::NodeId,
         view::Roster,
         wire::{
             WireError, codec,
@@ -379,38 +377,158 @@ mod tests {
         assert!(targets(&view, &config, now, &mut Xoshiro256PlusPlus::seed_from_u64(1)).is_empty());
     }
 
-    #[test]
-    fn a_broadcast_is_new_once_for_each_origin_and_run() {
-        let mut seen = Seen::default();
-        let (a, b) = (NodeId::new("a", 1), NodeId::new("a", 2));
-        for id in [5, 3, 4, 6, 100, 7, 4000] {
-            assert!(seen.is_new(&a, id), "{id}");
-            assert!(!seen.is_new(&a, id), "{id}");
+    /// How many of the bytes of the next packet are `wanted`.
+    fn share_of(gossip: &mut Gossip<u32>, wanted: u8) -> usize {
+        gossip.packet(100, |_, _| {}).unwrap().iter().filter(|b| **b == wanted).count()
+    }
+
+    fn with_news() -> Gossip<u32> {
+        let mut gossip = gossip();
+        for i in 0..1000 {
+            gossip.news(format!("{i}").into(), vec![b'n'; 50].into()).unwrap();
         }
-        assert!(seen.is_new(&b, 5));
-        assert!(seen.is_new(&a, 8191));
-        assert!(!seen.is_new(&a, 4095), "too old to tell");
-        assert!(seen.is_new(&a, 4096) && seen.is_new(&a, u64::MAX) && !seen.is_new(&a, u64::MAX));
+        gossip
     }
 
     #[test]
-    fn a_passing_of_the_window_forgets_what_was_in_it_and_nothing_else() {
-        let mut seen = Seen::default();
-        let a = NodeId::new("a", 1);
-        for id in (0..3 * WINDOW).step_by(3) {
-            assert!(seen.is_new(&a, id));
+    fn users_keep_their_quarter_behind_a_ping_or_an_ack_too() {
+        let mut gossip = with_news();
+        for _ in 0..1000 {
+            gossip.user(None, &[], vec![b'u'; 50].into(), None, |_, _| {}).unwrap();
         }
-        for id in 2 * WINDOW..3 * WINDOW {
-            assert_eq!(seen.is_new(&a, id), id % 3 != 0, "{id}");
+        let ack = [Message::Ack(crate::wire::message::Ack { seq: 1, payload: vec![b'a'; 500].into() })];
+        for _ in 0..20 {
+            let packet = gossip.packet_with(&ack, Piggyback::Yes, 100, |_, _| {}).unwrap();
+            assert!(packet.len() <= 1400);
+            let users = packet.iter().filter(|b| **b == b'u').count();
+            assert!((150..=250).contains(&users), "{users} bytes of the 890 behind the ack");
         }
     }
 
     #[test]
-    fn the_origins_that_are_remembered_are_bounded() {
-        let mut seen = Seen::default();
-        for i in 0..ORIGINS as u64 + 10 {
-            assert!(seen.is_new(&NodeId::new("a", i), 1));
+    fn a_broadcast_longer_than_the_quarter_goes_with_every_fourth_packet_however_much_news_there_is() {
+        for source in [Source::Own, Source::Forwarded] {
+            let mut gossip = with_news();
+            for _ in 0..5 {
+                match source {
+                    Source::Own => gossip.user(None, &[], vec![b'u'; 1200].into(), None, |_, _| {}),
+                    Source::Forwarded => gossip.forward(vec![b'u'; 1200].into(), |_, _| {}),
+                }
+                .unwrap();
+            }
+            for i in 1..=20 {
+                let expected = if i % 4 == 0 { 1200 } else { 0 };
+                assert_eq!(share_of(&mut gossip, b'u'), expected, "{source:?}, packet {i}");
+            }
         }
-        assert_eq!(seen.origins.len(), ORIGINS);
+    }
+
+    #[test]
+    fn news_gets_the_room_that_users_do_not_take() {
+        let mut gossip = with_news();
+        gossip.user(None, &[], vec![b'u'; 50].into(), None, |_, _| {}).unwrap();
+        let packet = gossip.packet(100, |_, _| {}).unwrap();
+        assert!(packet.len() > 1340 && packet.contains(&b'u'), "{} bytes", packet.len());
+    }
+
+    #[test]
+    fn users_get_the_room_that_news_does_not_take() {
+        let mut gossip = gossip();
+        gossip.news("x".into(), vec![b'n'; 50].into()).unwrap();
+        for _ in 0..1000 {
+            gossip.user(None, &[], vec![b'u'; 50].into(), None, |_, _| {}).unwrap();
+        }
+        let packet = gossip.packet(100, |_, _| {}).unwrap();
+        assert!(packet.len() > 1340 && packet.contains(&b'n'), "{} bytes", packet.len());
+    }
+
+    #[test]
+    fn what_began_here_goes_before_what_is_passed_on_which_keeps_a_quarter_of_the_room_of_users() {
+        let mut gossip = gossip();
+        for _ in 0..100 {
+            gossip.forward(vec![b'f'; 50].into(), |_, _| {}).unwrap();
+        }
+        assert!(share_of(&mut gossip, b'f') >= 1300, "all of it while nothing begins here");
+        for _ in 0..100 {
+            gossip.user(None, &[], vec![b'o'; 50].into(), None, |_, _| {}).unwrap();
+        }
+        for _ in 0..20 {
+            let packet = gossip.packet(100, |_, _| {}).unwrap();
+            let count = |wanted| packet.iter().filter(|b| **b == wanted).count();
+            let (own, forwarded) = (count(b'o'), count(b'f'));
+            assert!((300..=350).contains(&forwarded) && own >= 1000, "{own} own, {forwarded} passed on");
+        }
+    }
+
+    #[test]
+    fn long_broadcasts_of_its_own_do_not_keep_a_node_from_passing_on_others() {
+        let mut gossip = with_news();
+        for _ in 0..100 {
+            gossip.user(None, &[], vec![b'o'; 1200].into(), None, |_, _| {}).unwrap();
+            gossip.forward(vec![b'f'; 1200].into(), |_, _| {}).unwrap();
+        }
+        let (mut own, mut forwarded) = (0, 0);
+        for _ in 0..80 {
+            let packet = gossip.packet(100, |_, _| {}).unwrap();
+            own += usize::from(packet.contains(&b'o'));
+            forwarded += usize::from(packet.contains(&b'f'));
+        }
+        assert!(own >= 15 && forwarded >= 10, "{own} own, {forwarded} passed on");
+    }
+
+    #[test]
+    fn news_that_is_longer_than_three_quarters_is_not_held_up_by_users() {
+        let mut gossip = gossip();
+        gossip.news("x".into(), vec![b'n'; 1200].into()).unwrap();
+        for _ in 0..1000 {
+            gossip.user(None, &[], vec![b'u'; 50].into(), None, |_, _| {}).unwrap();
+        }
+        for i in 1..=20 {
+            assert_eq!(share_of(&mut gossip, b'n'), if i % 4 == 0 { 1200 } else { 0 }, "packet {i}");
+        }
+    }
+
+    #[test]
+    fn what_news_travels_along_with_comes_first() {
+        let mut gossip = with_news();
+        let ack = Message::Ack(crate::wire::message::Ack { seq: 1, payload: Bytes::new() });
+        let bytes = crate::wire::codec::encoded(&ack, 100).unwrap();
+        let with = gossip.packet_with(&[ack], Piggyback::Yes, 4, |_, _| {}).unwrap();
+        let of = gossip.packet_of(&bytes, 4, |_, _| {}).unwrap();
+        for packet in [with, of] {
+            let envelope = Envelope::new("").unwrap();
+            let parts: Vec<_> = envelope.parts(&packet).unwrap().map(Result::unwrap).collect();
+            assert_eq!(parts[0], &*bytes);
+            assert!(parts.len() > 20 && parts[1..].iter().all(|part| part[0] == b'n'));
+        }
+    }
+
+    #[test]
+    fn a_broadcast_replaces_those_that_it_names_and_no_others() {
+        let mut gossip = gossip();
+        let mut ended = Vec::new();
+        let mut push = |name: &str, replaces: &[&str], ticket| {
+            let replaces: Vec<_> = replaces.iter().map(|name| (*name).to_owned()).collect();
+            let bytes = Bytes::from_static(b"bytes");
+            gossip
+                .user(Some(name.into()), &replaces, bytes, Some(ticket), |t, end| ended.push((t, end)))
+                .unwrap();
+        };
+        push("a", &[], 1);
+        push("b", &[], 2);
+        push("c", &["a", "unknown"], 3);
+        push("b", &[], 4);
+        assert_eq!(ended, [(Some(1), End::Replaced), (Some(2), End::Replaced)]);
+        assert_eq!(gossip.len(), (0, 2));
+    }
+
+    #[test]
+    fn a_broadcast_that_is_too_long_replaces_nothing() {
+        let mut gossip = gossip();
+        gossip.user(Some("a".into()), &[], Bytes::from_static(b"a"), Some(1), |_, _| {}).unwrap();
+        let too_long = vec![0; 1400].into();
+        let replaces = ["a".to_owned()];
+        gossip.user(Some("a".into()), &replaces, too_long, Some(2), |t, _| panic!("{t:?}")).unwrap_err();
+        assert_eq!(gossip.len(), (0, 1));
     }
 }

@@ -12,6 +12,7 @@
 //! | [`probe`] | the failure detector |
 //! | [`broadcast`], [`gossip`] | what is still to be said, and to whom |
 //! | [`gate`] | newcomers about whom the application is asked |
+//! | [`seen`] | which broadcasts of users have been handled |
 //! | [`push_pull`] | the exchange of full states |
 //! | [`limiter`], [`throttle`] | what may happen once in a while, what may be said so often |
 //! | [`restart`] | when an actor that panicked runs again |
@@ -29,6 +30,7 @@ pub mod members;
 pub mod probe;
 pub mod push_pull;
 pub mod restart;
+pub mod seen;
 mod span;
 pub mod suspicion;
 pub mod throttle;

@@ -258,7 +258,7 @@ impl Members {
             }
             Step::Confirm(from) => {
                 if let Some((name, _)) = &effects.broadcast {
-                    effects.confirmed = self.confirm(name, from);
+                    effects.confirmed = self.confirm(name, from, now);
                 }
             }
             Step::End => {
@@ -289,10 +289,10 @@ impl Members {
         effects
     }
 
-    fn confirm(&mut self, name: &Arc<str>, from: Arc<str>) -> Option<(NodeId, Accusation)> {
+    fn confirm(&mut self, name: &Arc<str>, from: Arc<str>, now: Instant) -> Option<(NodeId, Accusation)> {
         let case = self.cases.get_mut(name)?;
         self.deadlines.remove(&(case.suspicion.deadline(), name.clone()));
-        case.suspicion.confirm(from);
+        case.suspicion.confirm(from, now);
         self.deadlines.insert((case.suspicion.deadline(), name.clone()));
         Some((self.roster.get(name)?.id.clone(), case.accusation()))
     }

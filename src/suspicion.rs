@@ -55,6 +55,8 @@ impl Bounds {
 pub struct Suspicion {
     bounds: Bounds,
     start: Instant,
+    /// The last confirmation: it cannot have ended the suspicion before it came.
+    heard: Instant,
     accuser: Arc<str>,
     confirmed_by: SmallVec<[Arc<str>; 4]>,
 }
@@ -71,7 +73,7 @@ pub enum Confirmation {
 impl Suspicion {
     /// Starts when `accuser` says that it had no answer.
     pub fn new(bounds: Bounds, accuser: Arc<str>, now: Instant) -> Self {
-        Self { bounds, start: now, accuser, confirmed_by: SmallVec::new() }
+        Self { bounds, start: now, heard: now, accuser, confirmed_by: SmallVec::new() }
     }
 
     /// What an accusation by `from` would do.
@@ -82,9 +84,10 @@ impl Suspicion {
     }
 
     /// Counts `from` among those who confirm, unless it does not count.
-    pub fn confirm(&mut self, from: Arc<str>) -> Confirmation {
+    pub fn confirm(&mut self, from: Arc<str>, now: Instant) -> Confirmation {
         let weight = self.weigh(&from);
         if weight == Confirmation::New {
+            self.heard = now;
             self.confirmed_by.push(from);
         }
         weight
@@ -92,7 +95,7 @@ impl Suspicion {
 
     /// When the suspect is dead unless it refutes.
     pub fn deadline(&self) -> Instant {
-        self.start + self.bounds.timeout(self.confirmed_by.len() as u32)
+        self.heard.max(self.start + self.bounds.timeout(self.confirmed_by.len() as u32))
     }
 
     /// Who confirmed, in the order of hearing.
@@ -108,6 +111,7 @@ impl Suspicion {
     /// Moves the suspicion by a time in which this node itself did not run.
     pub fn postpone(&mut self, by: Duration) {
         self.start += by;
+        self.heard += by;
     }
 }
 
@@ -143,8 +147,9 @@ mod tests {
     fn nobody_is_waited_for_where_too_few_could_confirm() {
         let bounds = Bounds::new(&Config::lan(), 3);
         assert_eq!(bounds.needed, 0);
-        let mut suspicion = Suspicion::new(bounds, "a".into(), Instant::now());
-        assert_eq!(suspicion.confirm("b".into()), Confirmation::Known);
+        let now = Instant::now();
+        let mut suspicion = Suspicion::new(bounds, "a".into(), now);
+        assert_eq!(suspicion.confirm("b".into(), now), Confirmation::Known);
         assert_eq!(suspicion.deadline(), suspicion.start + bounds.min);
     }
 
@@ -153,14 +158,14 @@ mod tests {
         let now = Instant::now();
         let bounds = Bounds { needed: 2, min: ms(100), max: ms(1000) };
         let mut suspicion = Suspicion::new(bounds, "a".into(), now);
-        assert_eq!(suspicion.confirm("a".into()), Confirmation::Known);
+        assert_eq!(suspicion.confirm("a".into(), now), Confirmation::Known);
         assert_eq!(suspicion.deadline(), now + ms(1000));
-        assert_eq!(suspicion.confirm("b".into()), Confirmation::New);
-        assert_eq!(suspicion.confirm("b".into()), Confirmation::Known);
+        assert_eq!(suspicion.confirm("b".into(), now), Confirmation::New);
+        assert_eq!(suspicion.confirm("b".into(), now), Confirmation::Known);
         assert!(suspicion.is_degraded());
-        assert_eq!(suspicion.confirm("c".into()), Confirmation::New);
+        assert_eq!(suspicion.confirm("c".into(), now), Confirmation::New);
         assert_eq!(suspicion.deadline(), now + ms(100));
-        assert_eq!(suspicion.confirm("d".into()), Confirmation::Known);
+        assert_eq!(suspicion.confirm("d".into(), now), Confirmation::Known);
         assert!(!suspicion.is_degraded());
     }
 }

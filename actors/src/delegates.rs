@@ -13,9 +13,9 @@ use std::{
 use actix::{Actor, Context, Recipient, StreamHandler};
 use bytes::Bytes;
 use memberlist_protocol::{
-    gossip::Seen,
     member::NodeId,
     members::Change,
+    seen::{Seen, Standing},
     view::View,
     wire::{
         message::{Address, Direct, Receipt, UserBroadcast},
@@ -243,7 +243,11 @@ impl Delegates {
     fn unseen(&self, message: UserBroadcast) -> Option<UserBroadcast> {
         let mut kept = self.kept.borrow_mut();
         let own = kept.is_own(&message.origin) || self.is_local(&message.origin);
-        let new = !own && kept.seen.is_new(&message.origin, message.id);
+        let standing = match self.ring.view.borrow().get(message.origin.name()) {
+            Some(member) if member.id == message.origin => Standing::Member,
+            _ => Standing::Stranger,
+        };
+        let new = !own && kept.seen.is_new(&message.origin, standing, message.id);
         if !new {
             self.ring.counters.drop(Lost::SeenBroadcast);
         }

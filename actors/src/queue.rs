@@ -12,7 +12,7 @@ use std::{
 use actix::{Actor, Context, StreamHandler};
 use bytes::Bytes;
 use memberlist_protocol::{
-    broadcast::End,
+    broadcast::{End, TooLarge},
     gossip::{self, Gossip},
     member::Member,
     wire::{
@@ -135,13 +135,18 @@ impl BroadcastQueue {
             ToQueue::Broadcast { name, replaces, message, spread } => {
                 self.invalidate_large(name.as_deref(), &replaces);
                 if message.bytes.len() <= ring.config.gossiped_broadcast_size {
-                    self.broadcast(name, &replaces, message, Some(spread));
+                    let ticket = Some(Ticket { queued: now(), user: true, spread: Some(spread) });
+                    self.user(message, |gossip, bytes, ended| {
+                        gossip.user(name, &replaces, bytes, ticket, ended)
+                    });
                 } else {
                     self.kept.borrow_mut().gossip.invalidate(name.as_deref(), &replaces, ended);
                     self.fan_out(name, message, spread);
                 }
             }
-            ToQueue::Forward(message) => self.broadcast(None, &[], message, None),
+            ToQueue::Forward(message) => {
+                self.user(message, |gossip, bytes, ended| gossip.forward(bytes, ended));
+            }
             ToQueue::Farewell { bytes, reply } => {
                 let packets = self.farewell(&bytes);
                 ring.command(&ring.transport, ToTransport::Farewell { packets, reply });
@@ -149,17 +154,15 @@ impl BroadcastQueue {
         }
     }
 
-    fn broadcast(
+    /// Queues a user's broadcast as `put` does it, and counts what had to go.
+    fn user(
         &self,
-        name: Option<Arc<str>>,
-        replaces: &[String],
-        m: UserBroadcast,
-        spread: Option<Spread>,
+        message: UserBroadcast,
+        put: impl FnOnce(&mut Gossip<Ticket>, Bytes, &mut dyn FnMut(Option<Ticket>, End)) -> Result<(), TooLarge>,
     ) {
-        let Ok(bytes) = codec::encoded(&Message::User(m), usize::MAX) else { return };
+        let Ok(bytes) = codec::encoded(&Message::User(message), usize::MAX) else { return };
         let mut pruned = 0;
-        let ticket = Some(Ticket { queued: now(), user: true, spread });
-        let queued = self.kept.borrow_mut().gossip.user(name, replaces, bytes, ticket, |ticket, end| {
+        let queued = put(&mut self.kept.borrow_mut().gossip, bytes, &mut |ticket, end| {
             pruned += usize::from(end == End::Pruned);
             ended(ticket, end);
         });

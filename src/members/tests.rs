@@ -242,6 +242,32 @@ fn confirmations_of_others_shorten_a_suspicion_and_are_passed_on() {
 }
 
 #[test]
+fn a_repeated_accusation_neither_moves_the_time_of_the_change_nor_is_passed_on() {
+    let mut bench = Bench::with_x();
+    bench.suspect("x", RUN, 5, "a").unwrap();
+    let since = bench.table.roster().get("x").unwrap().since;
+    assert!(bench.wait(Duration::from_secs(1)).is_empty());
+    assert_eq!(bench.suspect("x", RUN, 5, "a").unwrap_err(), Ignored::Stale);
+    let effects = bench.suspect("x", RUN, 5, "b").unwrap();
+    assert!(effects.changes.is_empty(), "a confirmation is no change of state");
+    assert_eq!(bench.table.roster().get("x").unwrap().since, since);
+}
+
+#[test]
+fn a_late_confirmation_ends_a_suspicion_at_once_and_only_once() {
+    let mut bench = Bench::with_x();
+    bench.suspect("x", RUN, 5, "a").unwrap();
+    // Longer than it takes when all have confirmed, and shorter than when nobody has.
+    assert!(bench.wait(Duration::from_secs(20)).is_empty());
+    bench.suspect("x", RUN, 5, "b").unwrap();
+    bench.suspect("x", RUN, 5, "c").unwrap();
+    let changes = bench.wait(Duration::ZERO);
+    assert!(matches!(&changes[..], [Change::Dead { .. }]), "{changes:?}");
+    bench.suspect("x", RUN, 5, "d").unwrap_err();
+    assert!(bench.wait(Duration::from_secs(100)).is_empty());
+}
+
+#[test]
 fn accusations_of_strangers_of_old_incarnations_and_of_the_gone_change_nothing() {
     let mut bench = Bench::with_x();
     assert_eq!(bench.suspect("nobody", RUN, 1, "a").unwrap_err(), Ignored::Unknown);

@@ -254,6 +254,23 @@ fn each_member_is_probed_once_in_each_pass_and_the_gone_never() {
 }
 
 #[test]
+fn each_pass_goes_round_in_another_order() {
+    let mut bench = Bench::new(20);
+    let mut pass = || -> Vec<String> {
+        (0..20)
+            .map(|_| {
+                let ping = pings(&bench.step())[0].clone();
+                bench.ack(ping.seq).unwrap();
+                ping.target.name().to_owned()
+            })
+            .collect()
+    };
+    let (first, second) = (pass(), pass());
+    assert_ne!(first, second);
+    assert!(!first.is_sorted() && !second.is_sorted());
+}
+
+#[test]
 fn a_newcomer_is_probed_within_the_pass_or_the_next() {
     let mut bench = Bench::new(5);
     bench.step();

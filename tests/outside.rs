@@ -1,0 +1,235 @@
+//! What others see of a node from outside: its answers to packets and streams, and to a network that takes
+//! some of them.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use actix::{Actor, Context, Handler};
+use actix_memberlist::{
+    Broadcast, Cause, Config, MemberState, NotSent, UserBytes,
+    network::{Endpoint, Network, memory::Link},
+};
+use bytes::Bytes;
+use memberlist_protocol::{
+    member::{Member, NodeId, Versions},
+    wire::{
+        codec,
+        frame::{Envelope, Packer, StreamKind},
+        message::{Alive, Message, Ping, Remembered},
+        state::{State, StateHeader},
+    },
+};
+use memberlist_tests::{World, addr, paused};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+    time::sleep,
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Somebody who speaks the wire, and is no node.
+struct Stranger {
+    endpoint: Arc<dyn Endpoint>,
+    id: NodeId,
+    envelope: Envelope,
+}
+
+impl Stranger {
+    async fn at(world: &World, addr: SocketAddr) -> Self {
+        let endpoint = world.network.bind(addr).await.expect("a free address");
+        Self { endpoint, id: NodeId::new("stranger", 1), envelope: Envelope::new("").expect("no label") }
+    }
+
+    fn send(&self, to: SocketAddr, messages: &[Message]) {
+        let mut buf = vec![0; 1400];
+        let mut packer = Packer::new(&self.envelope, &mut buf);
+        assert!(messages.iter().all(|message| packer.push(message)));
+        self.endpoint.try_send(&packer.finish().expect("messages"), to).expect("the network takes it");
+    }
+
+    /// The messages that have arrived.
+    fn heard(&self) -> Vec<Message> {
+        let (mut heard, mut buf) = (Vec::new(), vec![0; 65_536]);
+        while let Ok((len, _)) = self.endpoint.try_recv(&mut buf) {
+            let parts = self.envelope.parts(&buf[..len]).expect("a packet");
+            heard.extend(parts.map(|part| codec::decode(part.expect("a part")).expect("a message")));
+        }
+        heard
+    }
+}
+
+#[test]
+fn three_pings_in_one_packet_get_three_acks() {
+    paused(async {
+        let mut world = World::new(1, Config::lan());
+        world.start(1).await;
+        let stranger = Stranger::at(&world, addr(9)).await;
+        let target = world.nodes[0].view().local().id.clone();
+        let ping = |seq| Message::Ping(Ping { seq, target: target.clone(), from: stranger.id.clone() });
+        stranger.send(addr(0), &[ping(7), ping(8), ping(9)]);
+        sleep(Duration::from_secs(1)).await;
+        let seq = |m| if let Message::Ack(ack) = m { ack.seq } else { 0 };
+        let mut acks: Vec<_> = stranger.heard().into_iter().map(seq).collect();
+        acks.sort_unstable();
+        assert_eq!(acks, [7, 8, 9]);
+    });
+}
+
+#[test]
+fn who_sends_its_state_gets_the_one_from_before_and_is_known_after() {
+    paused(async {
+        let mut world = World::new(2, Config::lan());
+        world.start(1).await;
+        let stranger = Stranger::at(&world, addr(9)).await;
+        let now = std::time::Instant::now();
+        let of = |name: &str, i| {
+            let member = Member::new(NodeId::new(name, 1), addr(i), 1, now);
+            Remembered { alive: Alive::of(&member), state: MemberState::Alive }
+        };
+        let header = StateHeader {
+            from: stranger.id.clone(),
+            versions: Versions::CURRENT,
+            join: true,
+            members: 0,
+            user_len: 0,
+        };
+        let body = State::encode(header, [of("stranger", 9), of("friend", 8)].into_iter(), &[]);
+        let mut stream = stranger.endpoint.dial(addr(0)).await.expect("it listens");
+        let len = u32::try_from(body.len()).expect("short").to_le_bytes();
+        let question = [&stranger.envelope.open_stream(StreamKind::PushPull)[..], &len, &body].concat();
+        stream.write_all(&question).await.expect("it reads");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("it answers, and closes");
+        let mut state =
+            State::decode(Bytes::copy_from_slice(&answer[4..])).expect("a state").expect("no refusal");
+        assert_eq!(state.header.members, 1, "its own record alone");
+        let first = state.next_member().expect("one member");
+        assert_eq!(first.alive.id, world.nodes[0].view().local().id);
+        let both = |world: &World| {
+            ["stranger", "friend"].iter().all(|name| world.nodes[0].view().get(name).is_some())
+        };
+        assert!(world.wait_until(SOON, both).await.is_some(), "what was sent has been taken in");
+    });
+}
+
+/// Two nodes between which datagrams are lost, in both directions.
+async fn without_datagrams(seed: u64, config: Config) -> World {
+    let world = World::cluster(seed, config, 2).await;
+    for (from, to) in [(0, 1), (1, 0)] {
+        world.network.set_link(addr(from), addr(to), Link { loss: 1.0, ..Link::default() });
+    }
+    world
+}
+
+#[test]
+fn a_member_that_no_datagram_reaches_is_saved_by_streams_until_these_fail_too() {
+    paused(async {
+        let world = without_datagrams(3, Config::lan()).await;
+        let start = world.nodes[0].metrics().streams_dialled;
+        for _ in 0..600 {
+            sleep(Duration::from_millis(100)).await;
+            assert!(world.all_hold([0], 1, MemberState::Alive), "streams still answer");
+        }
+        assert!(world.nodes[0].metrics().streams_dialled >= start + 20, "one ping each second or two");
+
+        world.network.cut(addr(0), addr(1));
+        let suspected = |world: &World| world.all_hold([0], 1, MemberState::Suspect);
+        assert!(world.wait_until(SOON, suspected).await.is_some());
+        assert_eq!(world.nodes[0].view().alive_count(), 2, "a suspect counts");
+        let dead = |world: &World| world.all_hold([0], 1, MemberState::Dead);
+        assert!(world.wait_until(Duration::from_secs(60), dead).await.is_some());
+        assert_eq!(world.nodes[0].view().alive_count(), 1, "a dead member does not");
+        assert_eq!(world.nodes[0].view().alive().count(), 1);
+        assert_eq!(world.nodes[0].view().all().count(), 2);
+    });
+}
+
+#[test]
+fn a_member_that_no_datagram_reaches_is_suspected_where_streams_are_switched_off() {
+    paused(async {
+        let world = without_datagrams(4, Config { disable_tcp_pings: true, ..Config::lan() }).await;
+        let suspected = |world: &World| world.all_hold([0], 1, MemberState::Suspect);
+        assert!(world.wait_until(SOON, suspected).await.is_some());
+    });
+}
+
+#[test]
+fn a_node_that_starts_is_its_only_member_and_says_which_versions_it_speaks() {
+    paused(async {
+        let mut world = World::new(5, Config::lan());
+        world.start(1).await;
+        let view = world.nodes[0].view();
+        let all: Vec<_> = view.all().map(|member| member.name().to_owned()).collect();
+        assert_eq!((all, view.local().state), (vec!["n000".to_owned()], MemberState::Alive));
+        let versions = view.local().versions;
+        assert_eq!(versions, Versions::CURRENT);
+        let spoken = [versions.protocol, versions.delegate].map(|v| (v.min, v.max, v.current));
+        assert_eq!(spoken, [(1, 1, 1), (0, 0, 0)]);
+    });
+}
+
+struct Ear(mpsc::UnboundedSender<Bytes>);
+
+impl Actor for Ear {
+    type Context = Context<Self>;
+}
+
+impl Handler<UserBytes> for Ear {
+    type Result = ();
+    fn handle(&mut self, message: UserBytes, _: &mut Context<Self>) {
+        let _ = self.0.send(message.bytes);
+    }
+}
+
+/// More than a packet can count.
+#[test]
+fn three_hundred_tiny_broadcasts_at_once_all_arrive_and_each_is_done() {
+    paused(async {
+        let world = World::cluster(6, Config { udp_buffer_size: 65_000, ..Config::lan() }, 3).await;
+        let mut ears = Vec::new();
+        for node in &world.nodes[1..] {
+            let (sender, ear) = mpsc::unbounded_channel();
+            node.serve_bytes(Ear(sender).start().recipient()).expect("it runs").detach();
+            ears.push(ear);
+        }
+        sleep(SOON).await;
+        let tiny = |i: u16| i.to_be_bytes().to_vec();
+        let broadcasts: Vec<_> = (0..300)
+            .map(|i| world.nodes[0].broadcast_bytes(Broadcast::new(tiny(i))).expect("there is room"))
+            .collect();
+        for done in futures_util::future::join_all(broadcasts).await {
+            assert_eq!(done, Ok(()));
+        }
+        sleep(Duration::from_secs(2)).await;
+        for mut ear in ears {
+            let mut heard: Vec<_> = std::iter::from_fn(|| ear.try_recv().ok()).collect();
+            heard.sort();
+            assert_eq!(heard, (0..300).map(tiny).collect::<Vec<_>>());
+        }
+    });
+}
+
+#[test]
+fn broadcasts_beyond_the_bounds_push_out_the_oldest_which_say_so_and_are_counted() {
+    paused(async {
+        // By number, and by bytes: 1,300 and what stands around them fit 50 times into 64 KiB.
+        for (max_user_broadcasts, len, fit) in [(16, 10, 16), (1000, 1300, 49)] {
+            let config = Config {
+                max_user_broadcasts,
+                max_user_broadcast_bytes: 64 << 10,
+                gossip_interval: SOON,
+                probe_interval: Duration::ZERO,
+                ..Config::lan()
+            };
+            let world = World::cluster(7, config, 2).await;
+            let node = &world.nodes[0];
+            let spreads: Vec<_> = (0..fit + 5)
+                .map(|_| node.broadcast_bytes(Broadcast::new(vec![0; len])).expect("the inbox has room"))
+                .collect();
+            for spread in spreads.into_iter().take(5) {
+                assert_eq!(spread.await, Err(NotSent::Unknown(Cause::Busy)));
+            }
+            assert_eq!(node.metrics().dropped["pruned"], 5);
+        }
+    });
+}
