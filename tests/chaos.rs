@@ -14,7 +14,8 @@ use std::{
 
 use actix::{Actor, Context, Handler};
 use actix_memberlist::{
-    Broadcast, Cluster, Config, Evidence, MemberEvent, NodeEvent, Replay, RestartPolicy, Until, UserBytes,
+    Broadcast, Cluster, Config, Evidence, MemberEvent, NodeEvent, Pinged, Replay, RestartPolicy, Until,
+    UserBytes,
     network::{Endpoint, Network},
     testing::{Pair, Strikes},
 };
@@ -66,6 +67,13 @@ impl Handler<MemberEvent> for Listener {
 impl Handler<NodeEvent> for Listener {
     type Result = ();
     fn handle(&mut self, _: NodeEvent, _: &mut Context<Self>) {}
+}
+
+impl Handler<Pinged> for Listener {
+    type Result = ();
+    fn handle(&mut self, _: Pinged, _: &mut Context<Self>) {
+        self.events.set(self.events.get() + 1);
+    }
 }
 
 impl Handler<UserBytes> for Listener {
@@ -135,6 +143,8 @@ impl Stage {
             let judge = Judge { peer, verdicts: verdicts.clone() }.start();
             node.subscribe(judge.recipient(), Replay::None).expect("it runs").detach();
         }
+        let listener = Listener { events: Rc::default() }.start();
+        world.nodes[STRUCK].subscribe_pings(listener.recipient()).expect("it runs").detach();
         let outsider =
             world.network.bind(SocketAddr::from(([10, 9, 9, 9], 1))).await.expect("a free address");
         Self { world, strikes, outsider, verdicts }
@@ -168,9 +178,15 @@ impl Stage {
         let _ = answered("set_meta", node.set_meta(meta)).await?;
         let _ = answered("join", node.join(&["10.0.0.2:7946"])).await?;
         let _ = answered("ready", node.ready(Until::Members(3), Duration::from_secs(1))).await?;
+        let _ = answered("ping", node.ping("n000", addr(0))).await?;
+        let _ = answered("ping", node.ping("nobody", addr(0))).await?;
+        let victim = format!("n{VICTIM:03}");
+        let _ = answered("force_leave", node.force_leave(&victim)).await?;
+        let _ = node.set_ping_payload(format!("round {round}").into());
         let listener = Listener { events: Rc::default() }.start();
         let subscriptions = (
             node.subscribe(listener.clone().recipient(), Replay::Snapshot),
+            node.subscribe_pings(listener.clone().recipient()),
             node.subscribe_node(listener.clone().recipient()),
             node.serve_bytes(listener.recipient()),
         );
