@@ -375,12 +375,12 @@ fn broadcasts_carry_the_new_run_and_those_of_the_old_one_are_still_the_nodes_own
         let mut heard: Vec<_> = world.nodes.iter().map(user_bytes).collect();
         let old = id(node);
         for i in 0..20 {
-            let _ = node.broadcast_bytes(Broadcast::new(format!("old {i}"))).expect("there is room");
+            drop(node.broadcast_bytes(Broadcast::new(format!("old {i}"))).expect("there is room"));
         }
         node.leave(secs(5)).await.expect("it runs");
         node.join(&[&seed(0)]).await.expect("it joins");
         let new = id(node);
-        let _ = node.broadcast_bytes(Broadcast::new("new")).expect("there is room");
+        drop(node.broadcast_bytes(Broadcast::new("new")).expect("there is room"));
         sleep(secs(30)).await;
         for (i, heard) in heard.iter_mut().enumerate() {
             let mut by_run = BTreeMap::new();
