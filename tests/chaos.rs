@@ -14,7 +14,7 @@ use std::{
 
 use actix::{Actor, Context, Handler, MessageResult};
 use actix_memberlist::{
-    Admit, Broadcast, Cluster, Config, Evidence, Export, MemberEvent, Merge, NodeEvent, Replay,
+    Admit, Broadcast, Cluster, Config, Evidence, Export, MemberEvent, Merge, NodeEvent, Pinged, Replay,
     RestartPolicy, SharedState, Until, UserBytes,
     network::{Endpoint, Network},
     testing::{Pair, Strikes},
@@ -67,6 +67,13 @@ impl Handler<MemberEvent> for Listener {
 impl Handler<NodeEvent> for Listener {
     type Result = ();
     fn handle(&mut self, _: NodeEvent, _: &mut Context<Self>) {}
+}
+
+impl Handler<Pinged> for Listener {
+    type Result = ();
+    fn handle(&mut self, _: Pinged, _: &mut Context<Self>) {
+        self.events.set(self.events.get() + 1);
+    }
 }
 
 impl Handler<UserBytes> for Listener {
@@ -168,6 +175,8 @@ impl Stage {
             let listener = Listener { events: Rc::default() }.start();
             node.share(listener).expect("it runs").detach();
         }
+        let listener = Listener { events: Rc::default() }.start();
+        world.nodes[STRUCK].subscribe_pings(listener.recipient()).expect("it runs").detach();
         let outsider =
             world.network.bind(SocketAddr::from(([10, 9, 9, 9], 1))).await.expect("a free address");
         Self { world, strikes, outsider, verdicts }
@@ -201,9 +210,15 @@ impl Stage {
         let _ = answered("set_meta", node.set_meta(meta)).await?;
         let _ = answered("join", node.join(&["10.0.0.2:7946"])).await?;
         let _ = answered("ready", node.ready(Until::Members(3), Duration::from_secs(1))).await?;
+        let _ = answered("ping", node.ping("n000", addr(0))).await?;
+        let _ = answered("ping", node.ping("nobody", addr(0))).await?;
+        let victim = format!("n{VICTIM:03}");
+        let _ = answered("force_leave", node.force_leave(&victim)).await?;
+        let _ = node.set_ping_payload(format!("round {round}").into());
         let listener = Listener { events: Rc::default() }.start();
         let subscriptions = (
             node.subscribe(listener.clone().recipient(), Replay::Snapshot),
+            node.subscribe_pings(listener.clone().recipient()),
             node.subscribe_node(listener.clone().recipient()),
             node.serve_bytes(listener.clone().recipient()),
         );

@@ -14,9 +14,9 @@ use std::{
 
 use actix::{Actor, Handler, System};
 use actix_memberlist::{
-    Broadcast, Cause, Cluster, ClusterBuilder, Config, Evidence, Join, JoinError, Leave, Member, MemberEvent,
-    MemberState, Members, NodeEvent, NotSent, Replay, SendError, SetMeta, StartError, Stopped, Until,
-    UpdateError, UserBytes,
+    AskError, Broadcast, Cause, Cluster, ClusterBuilder, Config, Evidence, Join, JoinError, Leave, Member,
+    MemberEvent, MemberState, Members, NodeEvent, NotSent, Replay, SendError, SetMeta, StartError, Stopped,
+    Until, UpdateError, UserBytes,
     network::{Network, memory::Link},
 };
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -414,6 +414,10 @@ fn after_a_shutdown_every_call_is_an_error_value_and_the_view_is_the_last() {
             assert_eq!(node.join(&[&seed(1)]).await.err(), Some(JoinError::Stopped));
             assert_eq!(node.set_meta("new".into()).await, Err(UpdateError::Stopped));
             assert_eq!(node.set_tags(BTreeMap::new()).await, Err(UpdateError::Stopped));
+            assert_eq!(node.set_ping_payload("x".into()), Err(UpdateError::Stopped));
+            assert_eq!(node.force_leave("n001").await, Err(UpdateError::Stopped));
+            let asked = node.ping("n001", self::addr(1)).await;
+            assert_eq!(asked, Err(AskError::Send(SendError::Stopped)));
             assert_eq!(node.leave(secs(1)).await, Err(Stopped));
             assert_eq!(node.ready(Until::Members(1), secs(1)).await, Err(Stopped));
             assert!(node.subscribe(deaf.clone().recipient(), Replay::Snapshot).is_err());

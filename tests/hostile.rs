@@ -1074,6 +1074,9 @@ async fn no_answer_to_a_strangers_datagram_is_larger_than_the_question() {
     let here = stranger.socket.local_addr().unwrap();
     let (own, peer) = (north.view().local().clone(), south.view().local().clone());
     let name = |name: &str, run| NodeId::new(name, run);
+    for node in [&north, &south] {
+        node.set_ping_payload(vec![7; Ack::MAX_PAYLOAD].into()).unwrap();
+    }
 
     // A stranger who is as short as he can be, and one who goes by a member's name and run.
     let mut questions = Vec::new();
@@ -1083,6 +1086,9 @@ async fn no_answer_to_a_strangers_datagram_is_larger_than_the_question() {
             let mut messages = cast.each_kind();
             messages.extend([1, u32::MAX].map(|seq| cast.ping(seq)));
             messages.extend([1, u32::MAX].map(|seq| cast.indirect_ping(seq)));
+            // Whoever does not know the run gets no more than one who does.
+            let anybody = Cast { about: name(about.name(), NodeId::ANY_RUN), ..cast.clone() };
+            messages.extend([1, u32::MAX].map(|seq| anybody.ping(seq)));
             // News that is true is no question; what asks for an answer is old news, a name that is taken,
             // and another run of the node itself.
             let alive = Alive::of(about);

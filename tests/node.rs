@@ -139,7 +139,7 @@ fn metadata_and_tags_reach_everybody() {
         world.wait_until(SOON, has).await.expect("everybody sees it");
         assert!(matches!(seen.next().await, Some(MemberEvent::Updated { .. })));
         let error = world.nodes[0].set_meta(vec![0; 513].into()).await.unwrap_err();
-        assert_eq!(error.to_string(), "metadata and tags take 524 bytes; at most 512 are allowed");
+        assert_eq!(error.to_string(), "what is to be said takes 524 bytes; at most 512 are allowed");
     });
 }
 

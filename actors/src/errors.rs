@@ -116,7 +116,7 @@ pub struct Stopped;
 pub enum UpdateError {
     /// Metadata and tags do not fit into what they share, or a ping's payload does not fit. Nothing has
     /// changed.
-    #[error("it takes {len} bytes; at most {max} are allowed")]
+    #[error("what is to be said takes {len} bytes; at most {max} are allowed")]
     TooLarge {
         /// Bytes on the wire.
         len: usize,

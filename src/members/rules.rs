@@ -472,7 +472,6 @@ impl Members {
         (local.state, local.since) = (MemberState::Alive, now);
         let local = Arc::new(local);
         Ok(Decision {
-            bury: Some((self.local.id.clone(), self.local.incarnation)),
             changes: SmallVec::from_iter([Change::Joined(local.clone())]),
             leaving: Some(false),
             ..self.announce(local)
