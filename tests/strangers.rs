@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, reason = "a test's own helpers")]
 
 use std::{
+    future::poll_fn,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     time::{Duration, Instant},
@@ -11,11 +12,15 @@ use std::{
 
 use actix::Arbiter;
 use actix_memberlist::{
-    Cluster, Config, JoinError, MemberState, Refusal, StartError, Until, VersionRange,
+    Cluster, Config, JoinError, Member, MemberState, NodeId, Refusal, StartError, Until, VersionRange,
     network::{Binding, Host, Interface, Network, SystemNetwork, memory::MemoryNetwork},
 };
-use memberlist_protocol::wire::frame::{Envelope, OTHER_WIRE, StreamKind};
+use memberlist_protocol::wire::{
+    frame::{Envelope, OTHER_WIRE, Packer, StreamKind},
+    message::{Alive, Message},
+};
 use memberlist_tests::{World, paused};
+use tokio::io::AsyncWriteExt;
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -285,6 +290,38 @@ async fn whoever_dials_a_node_of_a_later_wire_is_told_so() {
     }
     assert_eq!(dropped(&node, "wire_version"), 2);
     node.shutdown().await;
+}
+
+/// One of a later wire may answer, and close, when it has seen no more than the first byte.
+#[test]
+fn whoever_is_refused_while_it_still_writes_reads_why() {
+    paused(async {
+        let world = World::new(6, Config::lan());
+        let node = node(&world, "a", "10.0.0.1:7946", Config::lan()).await;
+        let later = world.network.bind("10.0.0.2:7946".parse().expect("an address")).await.expect("free");
+        // More than the network takes before it is read.
+        for i in 0..400 {
+            let at = SocketAddr::from(([10, 1, (i / 200) as u8, (i % 200) as u8], 7946));
+            let mut member = Member::clone(node.view().local());
+            member.id = NodeId::new(format!("n{i}"), 1);
+            member.addr = at;
+            member.meta = vec![0; 400].into();
+            let mut buf = [0; 1400];
+            let mut packer = Packer::new(&Envelope::new("").expect("no label"), &mut buf);
+            assert!(packer.push(&Message::Alive(Alive::of(&member))));
+            later
+                .try_send(&packer.finish().expect("a message"), "10.0.0.1:7946".parse().expect("it"))
+                .expect("room");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(node.view().alive_count() > 350, "{}", node.view().alive_count());
+        let refuse = async {
+            let (mut stream, _) = poll_fn(|cx| later.poll_accept(cx)).await.expect("a stream");
+            stream.write_all(&[0xFF, 0xFF, 0xFF, 0xFF, 0xB2, 0xB2]).await.expect("it is taken");
+        };
+        let (joined, ()) = tokio::join!(join(&node, "10.0.0.2"), refuse);
+        assert_eq!(joined, Err(JoinError::Refused(Refusal::Wire)));
+    });
 }
 
 /// A network whose host is as a test says.
