@@ -313,10 +313,9 @@ fn weak_point_29_a_start_that_fails_names_the_setting_and_leaves_nothing_bound()
             (named(&"x".repeat(300)).plaintext(), "name", "300 bytes", "1 to 255 bytes"),
             (named("a\nb").plaintext(), "name", "3 bytes", "control"),
             (node().label("x".repeat(256)), "label", "256", "255"),
-            (node().bind(any), "bind", "0.0.0.0:7946", "advertise"),
+            (node().bind(any), "advertise", "0.0.0.0:7946", ".advertise(..)"),
             (node().advertise(any), "advertise", "0.0.0.0:7946", "one host"),
             (node().advertise(group), "advertise", "224.0.0.1:7946", "one host"),
-            // Found out only when the node is bound.
             (node().advertise(nobody), "advertise", "255.255.255.255:7946", "one host"),
             (named("n"), "plaintext", "10.0.0.1:7946", "plaintext"),
             (public().bind(any).advertise(addr(0)), "plaintext", "10.0.0.1:7946", "plaintext"),

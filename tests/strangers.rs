@@ -4,18 +4,25 @@
 #![allow(clippy::expect_used, reason = "a test's own helpers")]
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    pin::Pin,
+    sync::Arc,
+    task::{Context as Cx, Poll},
     time::{Duration, Instant},
 };
 
 use actix::Arbiter;
 use actix_memberlist::{
     Cluster, Config, JoinError, MemberState, Refusal, StartError, Until, VersionRange,
-    network::{Binding, Host, Interface, Network, SystemNetwork, memory::MemoryNetwork},
+    network::{
+        Binding, Connection, Dialing, Endpoint, Host, Interface, Network, SystemNetwork,
+        memory::MemoryNetwork,
+    },
 };
 use memberlist_protocol::wire::frame::{Envelope, OTHER_WIRE, StreamKind};
 use memberlist_tests::{World, paused};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -285,6 +292,90 @@ async fn whoever_dials_a_node_of_a_later_wire_is_told_so() {
     }
     assert_eq!(dropped(&node, "wire_version"), 2);
     node.shutdown().await;
+}
+
+/// A connection that takes nothing any more, but still has an answer to be read.
+struct HalfClosed(&'static [u8]);
+
+impl AsyncRead for HalfClosed {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Cx<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (now, later) = self.0.split_at(buf.remaining().min(self.0.len()));
+        buf.put_slice(now);
+        self.0 = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for HalfClosed {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Cx<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Cx<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Cx<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A network on which every dial ends in a connection like that.
+#[derive(Clone)]
+struct Hasty(MemoryNetwork, &'static [u8]);
+
+impl Network for Hasty {
+    fn bind(&self, addr: SocketAddr) -> Binding {
+        let (inner, answer) = (self.0.bind(addr), self.1);
+        Box::pin(async move { Ok(Arc::new(HastyEndpoint(inner.await?, answer)) as Arc<dyn Endpoint>) })
+    }
+}
+
+struct HastyEndpoint(Arc<dyn Endpoint>, &'static [u8]);
+
+impl Endpoint for HastyEndpoint {
+    fn local_addr(&self) -> SocketAddr {
+        self.0.local_addr()
+    }
+    fn poll_readable(&self, cx: &mut Cx<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_readable(cx)
+    }
+    fn try_recv(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.0.try_recv(buf)
+    }
+    fn try_send(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.0.try_send(datagram, to)
+    }
+    fn poll_accept(&self, cx: &mut Cx<'_>) -> Poll<io::Result<(Box<dyn Connection>, SocketAddr)>> {
+        self.0.poll_accept(cx)
+    }
+    fn dial(&self, _: SocketAddr) -> Dialing {
+        let connection = Box::new(HalfClosed(self.1)) as Box<dyn Connection>;
+        Box::pin(async move { Ok(connection) })
+    }
+}
+
+/// One of a later wire may answer, and close, when it has seen no more than the first byte.
+#[test]
+fn whoever_is_refused_while_it_still_writes_reads_why() {
+    paused(async {
+        let cases: [(&[u8], JoinError); 2] = [
+            (&[0xFF, 0xFF, 0xFF, 0xFF, 0xB2, 0xB2], JoinError::Refused(Refusal::Wire)),
+            (&[], JoinError::NoAnswer("10.0.0.2:7946".parse().expect("an address"))),
+        ];
+        for (answer, expected) in cases {
+            let node = Cluster::builder("a")
+                .bind("10.0.0.1:7946".parse().expect("an address"))
+                .plaintext()
+                .network(Hasty(MemoryNetwork::new(6), answer))
+                .arbiter(Arbiter::current())
+                .without_watchdog()
+                .start()
+                .await
+                .expect("a node starts");
+            assert_eq!(join(&node, "10.0.0.2").await, Err(expected));
+        }
+    });
 }
 
 /// A network whose host is as a test says.

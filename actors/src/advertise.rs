@@ -19,16 +19,16 @@ const fn v6(a: u16, b: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(std::net::Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), prefix)
 }
 
-/// For use within an organisation (RFC 6890, tables 2, 3, 6, 15 and 28).
+/// For use within an organisation (RFC 6890, sections 2.2.2 and 2.2.3).
 const PRIVATE_V4: [Ipv4Net; 4] =
     [v4(10, 0, 0, 8), v4(172, 16, 0, 12), v4(192, 168, 0, 16), v4(100, 64, 0, 10)];
 const PRIVATE_V6: [Ipv6Net; 1] = [v6(0xfc00, 0, 7)];
 
-/// For texts about networks, not for networks (RFC 6890, tables 8, 12, 13 and 24; RFC 9637).
+/// For texts about networks, not for networks (RFC 6890, as above; RFC 9637).
 const DOCUMENTATION_V4: [Ipv4Net; 3] = [v4(192, 0, 2, 24), v4(198, 51, 100, 24), v4(203, 0, 113, 24)];
 const DOCUMENTATION_V6: [Ipv6Net; 2] = [v6(0x2001, 0xdb8, 32), v6(0x3fff, 0, 20)];
 
-/// Never one host's that others reach (RFC 6890, tables 1, 7, 14 and 17).
+/// Never one host's that others reach (RFC 6890, as above), and groups (RFC 5771, RFC 4291).
 const NOBODY_V4: [Ipv4Net; 4] = [v4(0, 0, 0, 8), v4(192, 0, 0, 24), v4(224, 0, 0, 4), v4(240, 0, 0, 4)];
 const NOBODY_V6: [Ipv6Net; 2] = [v6(0xff00, 0, 8), v6(0x100, 0, 64)];
 

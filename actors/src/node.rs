@@ -99,7 +99,7 @@ impl Plan {
         }
         let advertised = advertise::settle(self.bind, self.advertise, &self.config, || self.network.host())?;
         // Who is told of the node counts, and so does who reaches it.
-        let open = [self.bind, advertised.addr].into_iter().find(|addr| !canonical(*addr).ip().is_loopback());
+        let open = [advertised.addr, self.bind].into_iter().find(|addr| !canonical(*addr).ip().is_loopback());
         if let Some(open) = open.filter(|_| !self.plaintext) {
             return Err(ConfigError::new(
                 "plaintext",
