@@ -27,11 +27,8 @@ const BROADCASTS: usize = 6;
 /// Bytes of a packet. Small ones are filled by fewer changes.
 const PACKET: usize = 1024;
 
-/// Bytes of every other broadcast; with its origin it fits into the quarter of a packet that is users'.
-const SHORT: usize = 60;
-
-/// Bytes of the others: more than a quarter, so that they have to wait for their turn.
-const LONG: usize = 300;
+/// Bytes of a broadcast. Together they fit into the quarter of each packet that is users'.
+const LEN: usize = 60;
 
 /// Between two broadcasts: several are on their way at once.
 const APART: Duration = Duration::from_millis(500);
@@ -124,13 +121,13 @@ impl Run {
         self.size.changes * LENGTH.as_secs() as usize
     }
 
-    /// Some broadcasts, short and long in turn, and in how many rounds each reached the last of those who stay.
+    /// Some broadcasts, and in how many rounds each reached the last of those who stay.
     async fn broadcasts(&self, part: &str, start: Instant) -> Vec<f64> {
         let mut sent = Vec::new();
         for k in 0..BROADCASTS {
             sleep_until(start + APART * k as u32).await;
             let mut bytes = format!("{part} {k}").into_bytes();
-            bytes.resize(if k % 2 == 0 { SHORT } else { LONG }, b'.');
+            bytes.resize(LEN, b'.');
             let bytes = Bytes::from(bytes);
             let origin = k * 37 % self.stay();
             self.world.nodes[origin].broadcast_bytes(Broadcast::new(bytes.clone())).expect("there is room");
@@ -222,26 +219,20 @@ fn tell(seed: u64, size: Size) {
                 assert_eq!(times.len(), 1, "seed {seed}: node {i} handled {what:?} at {times:?}");
             }
         }
-        let every_other = |from: usize| rough.iter().skip(from).step_by(2).copied().collect::<Vec<_>>();
-        let (short, long) = (every_other(0), every_other(1));
         eprintln!(
-            "seed {seed}: {} nodes, {} came; rounds: {calm:.1?} in calm, among changes short {short:.1?}, long \
-             {long:.1?}; {begun:?} to join, {:?} in all",
+            "seed {seed}: {} nodes, {} came; rounds: {calm:.1?} in calm, {rough:.1?} among changes; {begun:?} to \
+             join, {:?} in all",
             size.nodes,
             newcomers.len(),
             clock.elapsed(),
         );
-        // What is longer than its share of a packet needs as many more packets.
-        for (rough, times) in [(short, 2.0), (long, 4.0)] {
-            let most = times * median(&calm);
-            assert!(median(&rough) <= most, "seed {seed}: {rough:.1?} rounds, in calm {calm:.1?}");
-            let most = times * worst(&calm);
-            assert!(worst(&rough) <= most, "seed {seed}: {rough:.1?} rounds, in calm {calm:.1?}");
-        }
+        assert!(median(&rough) <= 2.0 * median(&calm), "seed {seed}: {rough:.1?} rounds, in calm {calm:.1?}");
+        assert!(worst(&rough) <= 2.0 * worst(&calm), "seed {seed}: {rough:.1?} rounds, in calm {calm:.1?}");
     });
 }
 
-/// Built for speed the cluster is large. The seeds run side by side.
+/// Built for speed the cluster is so large that news fills the packets; else the run shows only that nothing is
+/// lost or told twice. The seeds run side by side.
 fn size() -> Size {
     if cfg!(debug_assertions) { Size { nodes: 200, changes: 20 } } else { Size { nodes: 1000, changes: 30 } }
 }
