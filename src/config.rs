@@ -174,6 +174,7 @@ pub struct Config {
     pub peer_queue_bytes: usize,
     /// How long the application may take to answer a question: whether to let a newcomer in, or what its
     /// state is. No answer is a no, or an empty state. 10 ms to 1 min. 1 s.
+    #[serde(with = "crate::span")]
     pub question_timeout: Duration,
     /// Newcomers about whom the application is being asked at once; more are not let in yet, and knock again.
     /// 1 to 1,000,000. 1,024.

@@ -222,16 +222,18 @@ impl Stage {
             node.subscribe_node(listener.clone().recipient()),
             node.serve_bytes(listener.clone().recipient()),
         );
-        let sharing = node.share(listener);
+        // It takes the place of the one before.
+        if let Ok(sharing) = node.share(listener) {
+            sharing.detach();
+        }
         let id = node.view().local().id.clone();
         if let Some(peer) = self.world.nodes[round % STRUCK].peer(&id) {
             peer.cast_bytes(Bytes::from_static(b"cast")).map_err(|e| e.to_string())?;
             let sent = peer.send_bytes(Bytes::from_static(b"sent")).map_err(|e| e.to_string())?;
             let _ = answered("send", sent).await?;
         }
-        // As long as it takes to exchange states.
-        sleep(if round.is_multiple_of(16) { Duration::from_secs(5) } else { Duration::from_millis(5) }).await;
-        drop((subscriptions, sharing));
+        sleep(Duration::from_millis(5)).await;
+        drop(subscriptions);
         let spread =
             node.broadcast_bytes(Broadcast::new("from the struck one")).map_err(|e| e.to_string())?;
         let _ = answered("broadcast", spread).await?;
@@ -279,7 +281,7 @@ impl Stage {
                 ("FailureDetector", "send_failed") => {
                     // Its network takes nothing for a moment, shorter than anybody's patience.
                     self.world.network.pause(addr(STRUCK));
-                    sleep(Duration::from_millis(200)).await;
+                    let _ = answered("ping", self.struck().ping("n000", addr(0))).await?;
                     self.world.network.resume(addr(STRUCK));
                 }
                 ("NodeState", "leave") => {

@@ -28,7 +28,9 @@ use memberlist_protocol::{
     wire::{
         WireError, codec,
         frame::{Envelope, MAX_PARTS, StreamKind},
-        message::{Ack, Alive, Dead, IndirectPing, Message, Nack, Ping, Remembered, Suspect, UserBroadcast},
+        message::{
+            Ack, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect, UserBroadcast,
+        },
         state::{Refusal, State, StateHeader},
     },
 };
@@ -185,6 +187,11 @@ impl Cast {
             Message::Alive(self.alive()),
             self.dead(3),
             self.user(9, "news"),
+            Message::Direct(Direct {
+                from: self.from.clone(),
+                to: Some(self.about.clone()),
+                bytes: Bytes::from_static(b"hello"),
+            }),
         ];
         let kinds: BTreeSet<_> = messages.iter().map(Message::kind).collect();
         assert_eq!(kinds.len(), Message::KINDS, "a kind of message is not tried");
@@ -203,6 +210,7 @@ impl Cast {
                     alive.meta = vec![1; MAX_META - alive.tags.as_bytes().len()].into();
                 }
                 Message::User(user) => user.bytes = vec![1; 2000].into(),
+                Message::Direct(direct) => direct.bytes = vec![1; 2000].into(),
                 _ => {}
             }
         }
@@ -1115,7 +1123,7 @@ async fn no_answer_to_a_strangers_datagram_is_larger_than_the_question() {
     // There is always something that could travel along.
     let news = || {
         for _ in 0..50 {
-            let _ = north.broadcast_bytes(Broadcast::new(vec![7; 1000]));
+            let _ = north.broadcast_bytes(Broadcast::new(vec![7; 700]));
         }
     };
     let mut answered = BTreeSet::new();

@@ -98,10 +98,12 @@ fn who_sends_its_state_gets_the_one_from_before_and_is_known_after() {
         let len = u32::try_from(body.len()).expect("short").to_le_bytes();
         let question = [&stranger.envelope.open_stream(StreamKind::PushPull)[..], &len, &body].concat();
         stream.write_all(&question).await.expect("it reads");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.expect("it answers, and closes");
-        let mut state =
-            State::decode(Bytes::copy_from_slice(&answer[4..])).expect("a state").expect("no refusal");
+        let len = stream.read_u32_le().await.expect("it answers");
+        let mut answer = vec![0; len as usize];
+        stream.read_exact(&mut answer).await.expect("it answers");
+        let mut state = State::decode(answer.into()).expect("a state").expect("no refusal");
+        assert!(world.nodes[0].view().get("stranger").is_none(), "a joiner has the last word");
+        stream.write_all(&[0; 4]).await.expect("it listens");
         assert_eq!(state.header.members, 1, "its own record alone");
         let first = state.next_member().expect("one member");
         assert_eq!(first.alive.id, world.nodes[0].view().local().id);
@@ -219,6 +221,7 @@ fn broadcasts_beyond_the_bounds_push_out_the_oldest_which_say_so_and_are_counted
                 max_user_broadcast_bytes: 64 << 10,
                 gossip_interval: SOON,
                 probe_interval: Duration::ZERO,
+                gossiped_broadcast_size: 1400,
                 ..Config::lan()
             };
             let world = World::cluster(7, config, 2).await;

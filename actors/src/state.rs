@@ -475,7 +475,8 @@ impl NodeState {
     fn own_state(&self, join: bool) -> OwnBytes {
         let Kept { members, own_state, .. } = &mut *self.kept.borrow_mut();
         let own = own_state.get(members, join);
-        self.ring.counters.size_local.store(own.members.len() as u64, Relaxed);
+        let head = State::head(&own.header, 0).len();
+        self.ring.counters.size_local.store((head + own.members.len()) as u64, Relaxed);
         own
     }
 
