@@ -232,7 +232,10 @@ impl View {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Instant};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        time::Instant,
+    };
 
     use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 
@@ -294,6 +297,8 @@ mod tests {
         for _ in 0..20_000 {
             let sample = roster.sample(3, &mut rng, |_| true);
             assert_eq!(sample.len(), 3);
+            let different: BTreeSet<_> = sample.iter().map(|member| member.name()).collect();
+            assert_eq!(different.len(), 3, "nobody is drawn twice at once");
             for member in sample {
                 *drawn.entry(member.name().to_owned()).or_insert(0) += 1;
             }
@@ -309,6 +314,8 @@ mod tests {
         let sample = roster.sample(3, &mut rng, |m| m.state == MemberState::Suspect);
         assert_eq!(sample.len(), 1);
         assert_eq!(sample[0].name(), "n77");
+        let of_short_names_or_suspect = |m: &Member| m.state == MemberState::Suspect || m.name().len() == 2;
+        assert_eq!(roster.sample(100, &mut rng, of_short_names_or_suspect).len(), 11, "all that there are");
         assert!(roster.sample(0, &mut rng, |_| true).is_empty());
         assert!(Roster::new(0).sample(3, &mut rng, |_| true).is_empty());
     }

@@ -82,7 +82,7 @@ fn a_datagram_of_a_user_arrives_and_its_sender_is_known() {
 }
 
 #[test]
-fn a_datagram_that_is_too_large_says_what_would_fit_and_that_fits() {
+fn weak_point_18_a_datagram_that_is_too_large_says_what_would_fit_and_that_fits() {
     paused(async {
         let world = World::cluster(2, Config::lan(), 2).await;
         let (heard, _serving) = listen(&world.nodes[1], Duration::ZERO);

@@ -91,14 +91,22 @@ fn port_0_is_one_port_for_datagrams_and_streams_over_ipv4_and_ipv6() {
 }
 
 #[test]
-fn clusters_with_different_labels_do_not_meet() {
+fn those_of_one_label_meet_and_no_others_do() {
     paused(async {
         let world = World::new(1, Config::lan());
         let a = world.builder(0).label("one").start().await.expect("it starts");
         let b = world.builder(1).label("another").start().await.expect("it starts");
         assert_eq!(b.join(&["10.0.0.1:7946"]).await.unwrap_err(), JoinError::NoAnswer(addr(0)));
         assert!(a.metrics().dropped["label"] > 0);
-        assert_eq!((a.view().alive_count(), b.view().alive_count()), (1, 1));
+        let none = world.builder(2).start().await.expect("it starts");
+        assert!(none.join(&["10.0.0.1:7946"]).await.is_err() && a.join(&["10.0.0.3:7946"]).await.is_err());
+        let c = world.builder(3).label("one").start().await.expect("it starts");
+        c.join(&["10.0.0.1:7946"]).await.expect("it is the same label");
+        for node in [&a, &c] {
+            assert_eq!(node.ready(Until::Members(2), SOON).await, Ok(true));
+        }
+        sleep(SOON).await;
+        assert_eq!([&a, &b, &none, &c].map(|node| node.view().all().count()), [2, 1, 1, 2]);
     });
 }
 

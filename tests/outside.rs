@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler};
 use actix_memberlist::{
-    Broadcast, Cause, Config, MemberState, NotSent, UserBytes,
+    Broadcast, Cause, Config, Evidence, MemberState, NotSent, UserBytes,
     network::{Endpoint, Network, memory::Link},
 };
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use memberlist_protocol::{
     wire::{
         codec,
         frame::{Envelope, Packer, StreamKind},
-        message::{Alive, Message, Ping, Remembered},
+        message::{Alive, Dead, Message, Ping, Remembered, Suspect},
         state::{State, StateHeader},
     },
 };
@@ -22,7 +22,7 @@ use memberlist_tests::{World, addr, paused};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -55,6 +55,35 @@ impl Stranger {
             heard.extend(parts.map(|part| codec::decode(part.expect("a part")).expect("a message")));
         }
         heard
+    }
+
+    /// A member that it has made up.
+    fn claim(name: &str, at: SocketAddr) -> Alive {
+        Alive::of(&Member::new(NodeId::new(name, 1), at, 1, std::time::Instant::now()))
+    }
+
+    /// Joins with a state of these members, itself first. What comes back, if anything does.
+    async fn join(&self, to: SocketAddr, members: &[Alive]) -> Option<State> {
+        let header = StateHeader {
+            from: self.id.clone(),
+            versions: Versions::CURRENT,
+            join: true,
+            members: 0,
+            user_len: 0,
+        };
+        let members =
+            members.iter().map(|alive| Remembered { alive: alive.clone(), state: MemberState::Alive });
+        let body = State::encode(header, members, &[]);
+        let mut stream = self.endpoint.dial(to).await.expect("it listens");
+        let len = u32::try_from(body.len()).expect("short").to_le_bytes();
+        let question = [&self.envelope.open_stream(StreamKind::PushPull)[..], &len, &body].concat();
+        stream.write_all(&question).await.expect("it reads");
+        let mut answer = vec![0; stream.read_u32_le().await.ok()? as usize];
+        stream.read_exact(&mut answer).await.expect("it answers");
+        let state = State::decode(answer.into()).expect("a state").expect("no refusal");
+        // A joiner has the last word.
+        stream.write_all(&[0; 4]).await.expect("it listens");
+        Some(state)
     }
 }
 
@@ -234,5 +263,152 @@ fn broadcasts_beyond_the_bounds_push_out_the_oldest_which_say_so_and_are_counted
             }
             assert_eq!(node.metrics().dropped["pruned"], 5);
         }
+    });
+}
+
+#[test]
+fn three_members_that_one_node_hears_of_reach_the_other_by_gossip_alone() {
+    let quiet =
+        Config { probe_interval: Duration::ZERO, push_pull_interval: Duration::ZERO, ..Config::lan() };
+    let dumb = Config { gossip_interval: Duration::ZERO, ..quiet.clone() };
+    for (config, known) in [(quiet, 5), (dumb, 2)] {
+        paused(async {
+            let mut world = World::new(8, config);
+            world.start(2).await;
+            world.nodes[1].join(&["10.0.0.1:7946"]).await.expect("it joins");
+            sleep(SOON).await;
+            let stranger = Stranger::at(&world, addr(9)).await;
+            let claims = [20, 21, 22].map(|i| Message::Alive(Stranger::claim(&format!("n{i:03}"), addr(i))));
+            stranger.send(addr(0), &claims);
+            sleep(SOON).await;
+            assert_eq!([0, 1].map(|i| world.nodes[i].view().alive_count()), [5, known]);
+        });
+    }
+}
+
+#[test]
+fn a_node_that_has_to_refute_doubts_its_health() {
+    paused(async {
+        let mut world = World::new(9, Config::lan());
+        world.start(1).await;
+        let stranger = Stranger::at(&world, addr(9)).await;
+        let local = world.nodes[0].view().local().clone();
+        let (from, by) = (stranger.id.shared_name().clone(), stranger.id.shared_name().clone());
+        let (id, incarnation, evidence) = (local.id.clone(), local.incarnation, Evidence::Hearsay);
+        let suspect = Suspect { id: id.clone(), incarnation, from: from.clone(), evidence };
+        let dead = Dead { id, incarnation: incarnation + 1, from, by, confirmed_by: Vec::new(), evidence };
+        for (i, said) in [(1, Message::Suspect(suspect)), (2, Message::Dead(dead))] {
+            stranger.send(addr(0), &[said]);
+            sleep(Duration::from_millis(100)).await;
+            let local = world.nodes[0].view().local().clone();
+            assert_eq!((local.state, local.incarnation), (MemberState::Alive, incarnation + u32::from(i)));
+            assert_eq!(world.nodes[0].health(), i);
+        }
+    });
+}
+
+/// Places where no member can be, for a node that is not on loopback itself.
+const NOWHERE: [&str; 7] = [
+    "0.0.0.0:1",
+    "255.255.255.255:1",
+    "224.0.0.1:1",
+    "[ff02::1]:1",
+    "[::]:1",
+    "10.0.0.8:0",
+    "[::ffff:127.0.0.1]:9",
+];
+
+#[test]
+fn weak_point_44_members_with_impossible_addresses_are_dropped_from_packets_and_states() {
+    paused(async {
+        let mut world = World::new(44, Config::lan());
+        world.start(1).await;
+        let stranger = Stranger::at(&world, addr(9)).await;
+        let nowhere: Vec<_> = NOWHERE
+            .iter()
+            .enumerate()
+            .map(|(i, at)| Stranger::claim(&format!("x{i}"), at.parse().expect("an address")))
+            .collect();
+        let mut said: Vec<_> = nowhere.iter().cloned().map(Message::Alive).collect();
+        said.push(Message::Alive(Stranger::claim("good", addr(8))));
+        stranger.send(addr(0), &said);
+        sleep(Duration::from_secs(1)).await;
+        let names = |world: &World| {
+            world.nodes[0]
+                .view()
+                .all()
+                .map(|m| m.name().to_owned())
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(names(&world), of(&["n000", "good"]));
+        assert_eq!(world.nodes[0].metrics().dropped["address"], 7);
+
+        let own = Stranger::claim("stranger", addr(9));
+        let told = [&[own][..], &nowhere, &[Stranger::claim("better", addr(7))]].concat();
+        assert!(stranger.join(addr(0), &told).await.is_some());
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(names(&world), of(&["n000", "good", "stranger", "better"]));
+        assert_eq!(world.nodes[0].metrics().dropped["address"], 14);
+    });
+}
+
+#[test]
+fn weak_point_44_packets_and_states_with_impossible_names_are_dropped() {
+    paused(async {
+        let mut world = World::new(44, Config::lan());
+        world.start(1).await;
+        let stranger = Stranger::at(&world, addr(9)).await;
+        let mut dropped = 0;
+        for name in ["", "a\nb", "a\u{1b}[2J", &"x".repeat(256)] {
+            let bad = Stranger::claim(name, addr(8));
+            stranger.send(addr(0), &[Message::Alive(bad.clone())]);
+            let told = [Stranger::claim("stranger", addr(9)), bad];
+            assert!(stranger.join(addr(0), &told).await.is_none(), "{name:?} is not dealt with");
+            sleep(Duration::from_secs(1)).await;
+            dropped += 2;
+            assert_eq!(world.nodes[0].metrics().dropped["name"], dropped, "{name:?}");
+        }
+        assert_eq!(world.nodes[0].view().all().count(), 1);
+    });
+}
+
+#[test]
+fn weak_point_45_a_state_of_more_members_than_are_allowed_fills_the_table_and_no_more() {
+    paused(async {
+        let config = Config { max_members: 20, ..Config::lan() };
+        let mut world = World::cluster(45, config, 3).await;
+        let stranger = Stranger::at(&world, addr(9)).await;
+        let flood: Vec<_> = [Stranger::claim("stranger", addr(9))]
+            .into_iter()
+            .chain((0..5000).map(|i| Stranger::claim(&format!("x{i}"), addr(10 + i))))
+            .collect();
+        assert!(stranger.join(addr(0), &flood).await.is_some());
+        let counted = |w: &World| w.nodes[0].metrics().dropped["table_full"] >= 5001 - 17;
+        assert!(world.wait_until(SOON, counted).await.is_some(), "what finds no room is counted");
+        assert_eq!(world.nodes[0].view().all().count(), 20);
+        assert!((0..3).all(|i| world.all_hold([0], i, MemberState::Alive)), "nobody had to make room");
+        world.start(1).await;
+        assert!(world.nodes[3].join(&["10.0.0.1:7946"]).await.is_ok(), "the node still answers");
+    });
+}
+
+#[test]
+fn a_frame_of_users_that_is_longer_than_allowed_ends_its_stream_unread() {
+    paused(async {
+        let mut world = World::new(10, Config { max_message_size: 2000, ..Config::lan() });
+        world.start(1).await;
+        let stranger = Stranger::at(&world, addr(9)).await;
+        // In front of the bytes there is room for an address of 1 KiB.
+        let longest = 2000 + 1024;
+        for (len, ends) in [(longest, false), (longest + 1, true), (u32::MAX, true)] {
+            let mut stream = stranger.endpoint.dial(addr(0)).await.expect("it listens");
+            let claim = [&stranger.envelope.open_stream(StreamKind::User)[..], &len.to_le_bytes()].concat();
+            stream.write_all(&claim).await.expect("it reads");
+            // A reader that waits for the rest waits for ten seconds.
+            let end = timeout(Duration::from_secs(1), stream.read(&mut [0; 8])).await;
+            assert_eq!(end.is_ok(), ends, "{len}: {end:?}");
+        }
+        assert_eq!(world.nodes[0].metrics().dropped["too_long"], 2);
     });
 }

@@ -133,6 +133,28 @@ fn labels_must_be_the_same_on_both_sides() {
 }
 
 #[test]
+fn a_stream_begins_with_its_label_and_what_follows_is_left_as_it_is() {
+    let longest = "x".repeat(MAX_LABEL);
+    for (label, overhead) in [("", 0), ("x", 3), ("shop", 6), (&longest, 257)] {
+        let ours = envelope(label);
+        let opening = ours.open_stream(StreamKind::PushPull);
+        assert_eq!((ours.len(), opening.len()), (2 + overhead, 3 + overhead));
+        let rest = [&[StreamKind::PushPull.byte()][..], b"and what follows"].concat();
+        let stream = [&opening[..], b"and what follows"].concat();
+        assert_eq!(ours.strip(&stream), Ok(&rest[..]));
+        assert_eq!(ours.strip(&opening[..ours.len()]), Ok(&[][..]), "nothing follows so far");
+        for cut in 0..ours.len() {
+            assert_eq!(ours.strip(&opening[..cut]), Err(WireError::Truncated), "cut at {cut}: read on");
+        }
+        for theirs in ["", "y", "xx", "shopping"].into_iter().filter(|theirs| *theirs != label) {
+            assert_eq!(envelope(theirs).strip(&stream), Err(WireError::Label), "{label} is not {theirs}");
+        }
+        // A label of no length is none of theirs and none of ours.
+        assert_eq!(ours.strip(&[WIRE, LABEL, 0, 0, 1]), Err(WireError::Label));
+    }
+}
+
+#[test]
 fn each_kind_of_bad_packet_has_its_reason() {
     let nack = packet("", &[Message::Nack(Nack { seq: 7 })]);
     let with = |at: usize, byte: u8| {
@@ -168,11 +190,16 @@ fn each_kind_of_bad_packet_has_its_reason() {
     for (bytes, reason) in cases {
         assert_eq!(open("", &bytes), Err(reason), "{bytes:?}");
     }
-    let mut message = [0; 700];
-    let len =
-        codec::encode(&Message::Alive(Alive { meta: vec![0; MAX_META].into(), ..alive() }), &mut message)
-            .unwrap();
-    assert_eq!(codec::decode(&message[..len]), Err(WireError::Meta));
+}
+
+#[test]
+fn weak_point_18_metadata_that_is_too_long_is_refused_by_whoever_reads_it() {
+    let room = MAX_META - alive().tags.as_bytes().len();
+    for (len, fits) in [(room, true), (room + 1, false), (MAX_META + 1, false)] {
+        let message = Message::Alive(Alive { meta: vec![0; len].into(), ..alive() });
+        let bytes = codec::encoded(&message, 1400).unwrap();
+        assert_eq!(codec::decode(&bytes), if fits { Ok(message) } else { Err(WireError::Meta) }, "{len}");
+    }
 }
 
 #[test]
