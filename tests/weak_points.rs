@@ -93,9 +93,11 @@ fn weak_point_16_a_farewell_that_the_network_does_not_take_is_not_reported_as_se
         let world = World::cluster(16, Config::lan(), 3).await;
         world.network.pause(addr(0));
         let before = world.network.stats().datagrams;
-        let report = world.nodes[0].leave(secs(1)).await.expect("it runs");
-        assert_eq!(world.network.stats().datagrams, before, "nothing has left");
-        assert!(!report.announced, "{report:?}");
+        for _ in 0..2 {
+            let report = world.nodes[0].leave(secs(1)).await.expect("it runs");
+            assert_eq!(world.network.stats().datagrams, before, "nothing has left");
+            assert!(!report.announced, "{report:?}");
+        }
     });
 }
 
