@@ -116,7 +116,7 @@ fn is_declared(path: &str, sources: &str) -> bool {
         let ends = ["(", "<", " {", ";", ":", " ", ",", "\n"];
         let declared = |way: &&str| ends.iter().any(|end| sources.contains(&format!("{way}{word}{end}")));
         let variant = |end: &&str| sources.contains(&format!("\n    {word}{end}"));
-        ways.iter().any(|way| declared(way)) || ["(", " {", ","].iter().any(|end| variant(end))
+        ways.iter().any(declared) || ["(", " {", ","].iter().any(variant)
     })
 }
 
