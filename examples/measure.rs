@@ -28,8 +28,9 @@ type Error = Box<dyn std::error::Error>;
 /// Everything is to have happened within this time.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const USAGE: &str = "measure --workload converge|steady|broadcast|leave|crash|all --nodes N \
-                     --profile lan|wan|local --seconds S --arbiters K (default: cores; 0 = one for each node)";
+const USAGE: &str = "measure [--workload converge|steady|broadcast|leave|crash|all (default all)] \
+                     [--nodes N (default 100)] [--profile lan|wan|local (default lan)] \
+                     [--seconds S (default 10)] [--arbiters K (default: cores; 0 = one for each node)]";
 
 struct Options {
     workload: String,

@@ -50,7 +50,7 @@ fn encode(members: &Members) -> OwnBytes {
         count += 1;
     }
     let (from, versions) = (local.id.clone(), local.versions);
-    let header = StateHeader { from, versions, join: false, members: count, user_len: 0 };
+    let header = StateHeader { from, versions, join: false, tentative: false, members: count, user_len: 0 };
     OwnBytes { header, members: bytes.into() }
 }
 
@@ -167,6 +167,7 @@ mod tests {
             from: NodeId::new("p", 1),
             versions,
             join: false,
+            tentative: false,
             members: 3,
             user_len: 0,
         };

@@ -8,7 +8,7 @@ use actix_memberlist::{
     Admit, Cluster, Config, Export, JoinError, MemberState, Merge, Refusal, SharedState, Until,
 };
 use bytes::Bytes;
-use memberlist_tests::{World, paused};
+use memberlist_tests::{World, log::Log, paused};
 use tokio::time::{Instant, sleep};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -176,7 +176,7 @@ fn a_state_that_is_too_large_is_left_out_and_the_others_go() {
 #[test]
 fn weak_point_22_an_export_that_is_not_answered_delays_its_exchange_alone_and_counts_as_empty() {
     for manner in Manner::BAD {
-        paused(async {
+        Log::of(|log| async move {
             let mut world = World::new(4, often());
             world.start(3).await;
             let _bad = share::<1>(&world.nodes[0], "bad", manner);
@@ -194,6 +194,7 @@ fn weak_point_22_an_export_that_is_not_answered_delays_its_exchange_alone_and_co
                 _ => dropped["question_failed"],
             };
             assert!(counted > 0, "{manner:?}: {dropped:?}");
+            assert_eq!(log.with("Export of \"red/1\"").len(), 1, "{manner:?}: {:?}", log.lines());
             // The node goes on: another one joins through it, and nobody is suspected.
             world.nodes[2].join(&["10.0.0.1:7946"]).await.expect("it joins");
             sleep(SOON).await;
@@ -338,7 +339,7 @@ fn weak_point_17_a_veto_on_a_join_cancels_it_on_both_sides_whoever_says_no() {
 #[test]
 fn weak_point_22_a_gatekeeper_that_does_not_answer_keeps_newcomers_out_and_harms_nothing_else() {
     for manner in Manner::BAD {
-        paused(async {
+        Log::of(|log| async move {
             // Before the gatekeeper is asked about anybody, the other four have found each other.
             let (world, _asked) = guarded(9, 5, 4, manner, manner).await;
             for node in &world.nodes[1..3] {
@@ -362,6 +363,7 @@ fn weak_point_22_a_gatekeeper_that_does_not_answer_keeps_newcomers_out_and_harms
                 _ => metrics.dropped["question_failed"],
             };
             assert!(counted > 0, "{manner:?}: {:?}", metrics.dropped);
+            assert_eq!(log.with("Admit::Merge for 10.0.0.1").len(), 1, "{manner:?}: {:?}", log.lines());
             assert_eq!((metrics.restarts.values().sum::<u64>(), metrics.stalls), (0, 0));
         });
     }

@@ -408,7 +408,7 @@ fn state(header: &StateHeader, members: usize, user: &[u8]) -> Bytes {
 }
 
 fn header_of(from: NodeId) -> StateHeader {
-    StateHeader { from, versions: Versions::CURRENT, join: true, members: 0, user_len: 0 }
+    StateHeader { from, versions: Versions::CURRENT, join: true, tentative: false, members: 0, user_len: 0 }
 }
 
 /// Reads a state to its last member, under the budget of memory. The bytes themselves are there already.

@@ -1,10 +1,6 @@
 //! What a node says in its log, and how often.
 
-use std::{
-    fmt::{Debug, Write},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use actix_memberlist::network::Network;
 use actix_memberlist::{Broadcast, Cluster, Config, JoinError, MemberEvent, MemberState, Replay, Until};
@@ -15,81 +11,12 @@ use memberlist_protocol::{
         message::{Message, Suspect},
     },
 };
-use memberlist_tests::{World, addr, drain, events, paused};
+use memberlist_tests::{World, addr, drain, events, log::Log};
 use tokio::{io::AsyncWriteExt, time::sleep};
-use tracing::{
-    Event, Level, Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-};
+use tracing::Level;
 
 fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
-}
-
-/// One line: what is said, and the fields.
-#[derive(Clone, Debug)]
-struct Line {
-    level: Level,
-    text: String,
-    fields: String,
-}
-
-/// Keeps what is logged on this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<Line>>>);
-
-impl Log {
-    /// Runs a test, and gives it what is logged.
-    fn of<T, F: Future<Output = T>>(test: impl FnOnce(Log) -> F) -> T {
-        let log = Self::default();
-        tracing::subscriber::with_default(log.clone(), || paused(test(log)))
-    }
-
-    fn lines(&self) -> Vec<Line> {
-        self.0.lock().expect("no panic").clone()
-    }
-
-    /// Forgets what was said.
-    fn clear(&self) {
-        self.0.lock().expect("no panic").clear();
-    }
-
-    /// Lines with these words in their text or their fields.
-    fn with(&self, words: &str) -> Vec<Line> {
-        self.lines().into_iter().filter(|l| l.text.contains(words) || l.fields.contains(words)).collect()
-    }
-}
-
-impl Visit for Line {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message" {
-            let _ = write!(self.text, "{value:?}");
-        } else {
-            let _ = write!(self.fields, "{}={value:?} ", field.name());
-        }
-    }
-}
-
-impl Subscriber for Log {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("actix_memberlist")
-    }
-
-    fn event(&self, event: &Event<'_>) {
-        let mut line = Line { level: *event.metadata().level(), text: String::new(), fields: String::new() };
-        event.record(&mut line);
-        self.0.lock().expect("no panic").push(line);
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
 }
 
 /// Sends the same datagram to node 0 so many times, and waits until all have been read.

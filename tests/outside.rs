@@ -119,6 +119,7 @@ fn who_sends_its_state_gets_the_one_from_before_and_is_known_after() {
             from: stranger.id.clone(),
             versions: Versions::CURRENT,
             join: true,
+            tentative: true,
             members: 0,
             user_len: 0,
         };

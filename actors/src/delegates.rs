@@ -153,6 +153,7 @@ impl Delegates {
                 retain_others(&mut kept.subscribers, number);
                 retain_others(&mut kept.servers, number);
                 kept.shares.retain(|share| share.number != number);
+                self.ring.shares.store(kept.shares.len(), Relaxed);
                 retain_others(&mut kept.listeners, number);
                 drop(kept);
                 self.count_listeners();
@@ -369,7 +370,7 @@ impl Delegates {
         let mut kept = self.kept.borrow_mut();
         kept.shares.retain(|share| !share.merges.is_closed());
         if kept.shares.iter().any(|share| share.key == sharing.key) {
-            tracing::warn!(
+            tracing::info!(
                 key = sharing.key,
                 "shared by another actor before: that one is not asked any more"
             );
@@ -377,6 +378,7 @@ impl Delegates {
         }
         let pump = sharing.pump.take();
         kept.shares.push(sharing);
+        self.ring.shares.store(kept.shares.len(), Relaxed);
         drop(kept);
         self.run(pump);
     }

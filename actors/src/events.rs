@@ -27,7 +27,7 @@ pub enum MemberEvent {
         /// The member.
         member: Arc<Member>,
     },
-    /// A member says something else about itself: metadata, tags, address or versions.
+    /// A member says something else about itself: metadata, tags or versions.
     Updated {
         /// Number of the event.
         rev: u64,

@@ -2,13 +2,17 @@
 //!
 //! ```text
 //! there:  state        back:  state, or a refusal
-//! there:  nothing, or a refusal          (a join only: the other side takes the joiner in once it has this)
+//! there:  nothing, or a refusal          (only of a joiner that asks its application)
 //! ```
 //!
 //! A join is a matter of both sides: without the last word, a joiner whose application says no would be a
-//! member of a cluster that it is not in.
+//! member of a cluster that it is not in. Until it comes, the joiner is not taken in.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant as StdInstant};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant as StdInstant,
+};
 
 use bytes::Bytes;
 use memberlist_protocol::{
@@ -41,7 +45,8 @@ pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) 
     ring.counters.size_remote.observe_value(bytes.len() as u64);
     let Ok(peer) = State::decode(bytes)? else { return Err(WireError::Kind.into()) };
     peer.sender()?;
-    let (joining, user, id) = (peer.header.join, peer.user.clone(), peer.header.from.clone());
+    let (joining, tentative) = (peer.header.join, peer.header.tentative);
+    let (user, id) = (peer.user.clone(), peer.header.from.clone());
     let answer = match admit(ring, &peer, from).await {
         Ok(admitted) => {
             let peer = Box::new(peer.clone());
@@ -61,7 +66,7 @@ pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) 
             return line.write(&[], &[&State::refuse(refusal)]).await;
         }
     };
-    if joining {
+    if tentative {
         let last_word = line.frame(MAX_REFUSAL).await?;
         if !last_word.is_empty() {
             let refusal = State::decode(last_word)?.err().ok_or(WireError::Kind)?;
@@ -85,8 +90,9 @@ pub(crate) async fn push_pull(
 ) -> Result<NodeId, JoinError> {
     let (join, start) = (why == Exchange::Join, Instant::now());
     let limit = ring.config.tcp_timeout;
-    let own: OwnBytes =
+    let mut own: OwnBytes =
         ask(ring, |reply| ToState::Give { join, reply }).await.map_err(|_| JoinError::Lost)?;
+    own.header.tentative = join && ring.gated;
     let shared = export(ring, join).await;
     up(&ring.counters.states_dialled);
     let connection = dial(ring, addr, limit).await.map_err(|failure| match failure {
@@ -128,6 +134,8 @@ pub(crate) async fn push_pull(
         return Err(JoinError::Oneself);
     }
     let (id, user) = (peer.header.from.clone(), peer.user.clone());
+    // Whoever has no last word is done with the stream.
+    let open = own.header.tentative.then_some((line, permit));
     let taken_in = match admit(ring, &peer, addr).await {
         Ok(admitted) => {
             let peer = Box::new(peer);
@@ -138,14 +146,14 @@ pub(crate) async fn push_pull(
         Err(refusal) => Err(refusal),
     };
     ring.counters.push_pull.observe(start.elapsed());
-    if join {
+    if let Some((mut line, permit)) = open {
         let last_word = taken_in.as_ref().err().map(|refusal| State::refuse(refusal.clone()));
         let said = line.write(&[], &[last_word.as_deref().unwrap_or_default()]).await;
         if let Err(failure) = said {
             count(ring, &failure);
         }
+        drop((line, permit));
     }
-    drop((line, permit));
     taken_in.map_err(|refusal| {
         ring.refused(&refusal, &id, addr);
         JoinError::Refused(refusal)
@@ -196,6 +204,9 @@ async fn veto(ring: &Shared, question: Admit) -> Result<(), Refusal> {
 
 /// What the application shares; nothing, if the question is lost.
 async fn export(ring: &Shared, joining: bool) -> Bytes {
+    if ring.shares.load(Relaxed) == 0 {
+        return Bytes::new();
+    }
     let (reply, shared) = oneshot::channel();
     ring.command(&ring.delegates, ToDelegates::Export { joining, reply });
     shared.await.unwrap_or_default()

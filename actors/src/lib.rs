@@ -2,7 +2,32 @@
 //! supervised actors.
 //!
 //! A program spawns a node inside its actix system, subscribes its own actors to what becomes of the members,
-//! and tells them things. [`Cluster`] is the handle; [`Node`] the same as an actor.
+//! and tells them things. [`Cluster`] is the handle; [`Node`] the same as an actor. The example at [`Cluster`] is
+//! a whole program.
+//!
+//! | what for | where |
+//! |---|---|
+//! | start a node | [`Cluster::builder`], [`ClusterBuilder::start`], [`Config`] |
+//! | find the others | [`Cluster::join`], or [`ClusterBuilder::seeds`] with a source of [`discover`]; [`Resolver`] for names |
+//! | wait for them | [`Cluster::ready`] |
+//! | see who is there | [`Cluster::view`]: a [`View`] of [`Member`]s; [`Cluster::why`] one was accused |
+//! | hear what becomes of them | [`Cluster::subscribe`] an actor to [`MemberEvent`]s, or [`Cluster::events`] as a stream |
+//! | say something of oneself | [`Cluster::set_meta`], [`Cluster::set_tags`] |
+//! | tell one member, or all | [`Cluster::peers`]: [`Peer::cast_bytes`], [`Peer::send_bytes`]; [`Cluster::broadcast_bytes`] |
+//! | hear what is told | [`Cluster::serve_bytes`]: [`UserBytes`] |
+//! | share a state with all | [`Cluster::share`]: [`SharedState`], [`Export`], [`Merge`] |
+//! | decide who may in | [`ClusterBuilder::admit`]: [`Admit`] |
+//! | measure the way to members | [`Cluster::ping`]; [`Cluster::subscribe_pings`]: [`Pinged`] |
+//! | watch the node | [`Cluster::metrics`] and [`metrics`]; [`Cluster::subscribe_node`]: [`NodeEvent`]; [`Cluster::health`] |
+//! | go | [`Cluster::leave`], then [`Cluster::shutdown`]; [`Cluster::force_leave`] for one that is dead |
+//! | have a network of one's own | [`ClusterBuilder::network`], [`network`] |
+//! | supervise actors of one's own | [`supervisor`] |
+//!
+//! None of a program's own code runs in the node: what the node wants of it are values, messages to its actors, and
+//! questions to them that have a deadline.
+//!
+//! Features, none of them on by default: `metrics` hands the metrics to the facade of that name; `testing` brings a
+//! network in memory in virtual time, injected panics, and traces.
 //!
 //! ```text
 //!             ┌──────────────► NodeState ───────────────┐
@@ -13,7 +38,7 @@
 //!             └──► Delegates (user messages)
 //! ```
 //!
-//! The five live on one thread, under a [`supervisor`] that restarts one that panics. The rules they ask are
+//! These five live on one thread, under a [`supervisor`] that restarts one that panics. The rules they ask are
 //! in the crate [`memberlist_protocol`], which knows neither actors nor sockets.
 
 mod advertise;

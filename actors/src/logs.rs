@@ -85,6 +85,22 @@ pub(crate) enum Line {
     Unshared,
     /// A newcomer that the application does not let in.
     Vetoed,
+    /// A source of seeds that failed.
+    SourceFailed,
+    /// A source of seeds that gave no answer in time.
+    SourceLate,
+    /// A source of seeds that panicked.
+    SourcePanicked,
+    /// A source of seeds that blocks its thread.
+    SourceSilent,
+    /// A source with too many seeds.
+    TooManySeeds,
+    /// A source without seeds.
+    NoSeeds,
+    /// A source of whose seeds none was joined.
+    NoneJoined,
+    /// A seed of a source that was not joined, beside others that were.
+    SeedNotJoined,
     /// A member whose datagrams are lost.
     UdpLost,
     /// A handler of the node's own that hung.
@@ -94,7 +110,7 @@ pub(crate) enum Line {
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 23] = [
+const PLAIN: [(Line, Level, &str); 31] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
@@ -115,6 +131,14 @@ const PLAIN: [(Line, Level, &str); 23] = [
     (Line::Unanswered, Level::WARN, "questions that the application did not answer"),
     (Line::Unshared, Level::WARN, "shared states without room"),
     (Line::Vetoed, Level::INFO, "newcomers that the application did not let in"),
+    (Line::SourceFailed, Level::WARN, "sources of seeds that failed"),
+    (Line::SourceLate, Level::WARN, "sources of seeds that did not answer in time"),
+    (Line::SourcePanicked, Level::WARN, "sources of seeds that panicked"),
+    (Line::SourceSilent, Level::WARN, "sources of seeds that block their thread"),
+    (Line::TooManySeeds, Level::WARN, "sources with too many seeds"),
+    (Line::NoSeeds, Level::WARN, "sources without seeds"),
+    (Line::NoneJoined, Level::WARN, "sources of whose seeds none was joined"),
+    (Line::SeedNotJoined, Level::DEBUG, "seeds that were not joined"),
     (Line::UdpLost, Level::WARN, "members that answered over a stream only"),
     (Line::Stalled, Level::WARN, "handlers that hung"),
     (Line::AllRestarted, Level::ERROR, "restarts of all actors"),

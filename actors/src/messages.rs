@@ -79,7 +79,7 @@ pub(crate) enum ToState {
     /// From a stream that this node dialled: take the peer's state in, and say whose it was once that is done.
     /// `admitted`: the application has let the peer itself in.
     Merge { peer: Box<State>, admitted: bool, why: Exchange, reply: Reply<Result<NodeId, Refusal>> },
-    /// From a stream that a peer dialled: give the own state, and take the peer's in, unless it joins.
+    /// From a stream that a peer dialled: give the own state, and take the peer's in, unless it has a last word.
     Exchange { peer: Box<State>, admitted: bool, reply: Reply<Result<OwnBytes, Refusal>> },
     /// From a stream that a joiner dialled: it has taken this node's state in; take its own.
     Welcome { peer: Box<State>, admitted: bool },

@@ -65,6 +65,8 @@ pub(crate) struct Doors {
     pub(crate) hooks: Hooks,
     /// What users send to single nodes.
     pub(crate) outbox: Arc<Outbox>,
+    /// States that the application shares.
+    pub(crate) shares: std::sync::atomic::AtomicUsize,
     /// Whether the application wants to be asked about newcomers.
     pub(crate) gated: bool,
     /// Whether the node stops.
@@ -110,6 +112,7 @@ impl Doors {
             chance: Mutex::new(chance),
             hooks,
             outbox: Arc::new(Outbox::new(&config)),
+            shares: 0.into(),
             gated,
             closing: watch::Sender::new(false),
             pumps: watch::Sender::new(0),

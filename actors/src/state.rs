@@ -235,7 +235,7 @@ impl NodeState {
             ToState::Merge { peer, admitted, why, reply } => self.merge(peer, admitted, why, reply),
             ToState::Exchange { peer, admitted, reply } => {
                 let answer = self.admit(&peer).map(|()| self.own_state(peer.header.join));
-                if answer.is_ok() && !peer.header.join {
+                if answer.is_ok() && !peer.header.tentative {
                     self.kept.borrow_mut().take_in(peer, admitted, None, None);
                 }
                 let _ = reply.send(answer);

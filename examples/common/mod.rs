@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each example uses a part of it")]
 
+use std::io::IsTerminal;
+
 use actix_memberlist::{Config, Evidence, MemberEvent};
 
 /// The settings of a profile's name.
@@ -17,7 +19,8 @@ pub(crate) fn profile(name: &str) -> Result<Config, lexopt::Error> {
 /// Prints what the library logs to standard error; `RUST_LOG` says how much of it.
 pub(crate) fn logs(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
 }
 
 /// An event in a few words: its name, whom it is about, and what else there is to say.

@@ -397,7 +397,8 @@ pub fn decode_receipt(byte: u8) -> Result<Receipt, WireError> {
 struct WireStateHeader<'a> {
     from: WireId<'a>,
     versions: [u8; 6],
-    join: bool,
+    /// 0: no; 1: yes; 2: yes, and the joiner has a last word.
+    join: u8,
     members: u32,
     user_len: u32,
 }
@@ -414,7 +415,7 @@ pub fn encode_reply(reply: &Result<StateHeader, Refusal>, out: &mut Vec<u8>) {
         Ok(header) => WireReply::State(WireStateHeader {
             from: (&header.from).into(),
             versions: header.versions.to_bytes(),
-            join: header.join,
+            join: u8::from(header.join) + u8::from(header.join && header.tentative),
             members: header.members,
             user_len: header.user_len,
         }),
@@ -436,7 +437,12 @@ pub fn decode_reply(bytes: &[u8]) -> Result<(Result<StateHeader, Refusal>, usize
         WireReply::State(header) => Ok(StateHeader {
             from: header.from.checked()?,
             versions: Versions::from_bytes(header.versions),
-            join: header.join,
+            join: match header.join {
+                0 => false,
+                1 | 2 => true,
+                _ => return Err(WireError::Malformed),
+            },
+            tentative: header.join == 2,
             members: header.members,
             user_len: header.user_len,
         }),

@@ -43,8 +43,14 @@ fn remembered(addr: &str, state: MemberState) -> Remembered {
 
 #[test]
 fn golden_bytes_of_a_full_state() {
-    let header =
-        StateHeader { from: id("a"), versions: Versions::CURRENT, join: true, members: 0, user_len: 0 };
+    let header = StateHeader {
+        from: id("a"),
+        versions: Versions::CURRENT,
+        join: true,
+        tentative: false,
+        members: 0,
+        user_len: 0,
+    };
     let states = [MemberState::Alive, MemberState::Suspect, MemberState::Dead, MemberState::Left];
     let members: Vec<_> = states
         .into_iter()

@@ -16,6 +16,8 @@ pub struct StateHeader {
     pub versions: Versions,
     /// Whether the exchange is a join.
     pub join: bool,
+    /// Whether the joiner has a last word: its application may still say no.
+    pub tentative: bool,
     /// Members that follow.
     pub members: u32,
     /// Bytes of the user's state that follow these.
@@ -207,6 +209,7 @@ mod tests {
             from: NodeId::new("a", 3),
             versions: Versions::CURRENT,
             join: true,
+            tentative: false,
             members: 0,
             user_len: 0,
         }
@@ -233,6 +236,15 @@ mod tests {
             assert_eq!(state.next_member(), Some(member(i)));
         }
         assert!(state.is_empty() && state.next_member().is_none());
+    }
+
+    #[test]
+    fn a_join_says_whether_the_joiner_has_a_last_word() {
+        for (join, tentative) in [(false, false), (true, false), (true, true)] {
+            let header = StateHeader { join, tentative, ..header() };
+            let read = State::decode(State::head(&header, 0).into()).unwrap().unwrap();
+            assert_eq!((read.header.join, read.header.tentative), (join, tentative));
+        }
     }
 
     #[test]

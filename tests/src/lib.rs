@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 pub mod dns;
+pub mod log;
 pub mod story;
 
 /// The program in the README compiles and runs.

@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use memberlist_protocol::view::View;
 use rand::{RngExt, rngs::Xoshiro256PlusPlus};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::{
     Discover, MAX_SEEDS,
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     errors::JoinError,
     join::{self, Members},
+    logs::{self, Line, say},
     metrics::{Lost, up},
     ring::Doors,
 };
@@ -25,9 +26,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Pauses are longer or shorter by up to this part, so that nodes started together do not stay together.
 const JITTER: f64 = 0.25;
-
-/// Each kind of trouble with a source is logged once in this time.
-const QUIET: Duration = Duration::from_secs(60);
 
 /// A source as the builder was given it.
 pub(crate) struct Source {
@@ -122,42 +120,14 @@ impl Pace {
     }
 }
 
-/// Kinds of trouble, each with a log line of its own in a minute.
-#[derive(Clone, Copy)]
-enum Kind {
-    Failed,
-    Late,
-    Panicked,
-    Silent,
-    Empty,
-    TooMany,
-    NotJoined,
-}
-
-#[derive(Default)]
-struct Log([Option<Instant>; Kind::NotJoined as usize + 1]);
-
-impl Log {
-    /// Whether a line of this kind is due.
-    fn due(&mut self, kind: Kind) -> bool {
-        let (last, now) = (&mut self.0[kind as usize], Instant::now());
-        let due = last.is_none_or(|last| now - last >= QUIET);
-        if due {
-            *last = Some(now);
-        }
-        due
-    }
-}
-
 /// Asks one source for as long as the node runs.
 pub(crate) async fn search(doors: Arc<Doors>, source: Running, rng: Xoshiro256PlusPlus) {
     let mut view = doors.view.subscribe();
     let mut pace = Pace::new(doors.config.discover_interval, rng);
-    let mut log = Log::default();
     let mut due = true;
     loop {
         if due {
-            look(&doors, &source, &mut log).await;
+            look(&doors, &source).await;
         }
         let company = Company::of(&view.borrow_and_update());
         let pause = pace.pause(company);
@@ -173,54 +143,46 @@ pub(crate) async fn search(doors: Arc<Doors>, source: Running, rng: Xoshiro256Pl
 }
 
 /// Asks once, and joins who is new.
-async fn look(doors: &Arc<Doors>, source: &Running, log: &mut Log) {
+async fn look(doors: &Arc<Doors>, source: &Running) {
     let kind = source.kind;
     up(&doors.counters.discoveries);
-    let mut seeds = match asked(source, log).await {
+    let mut seeds = match asked(doors, source).await {
         Ok(seeds) => seeds,
         Err(trouble) => {
             up(&doors.counters.discoveries_failed);
             let of = match trouble {
-                Trouble::Failed(_) | Trouble::Gone => Kind::Failed,
-                Trouble::Late(_) => Kind::Late,
-                Trouble::Panicked(_) => Kind::Panicked,
+                Trouble::Failed(_) | Trouble::Gone => Line::SourceFailed,
+                Trouble::Late(_) => Line::SourceLate,
+                Trouble::Panicked(_) => Line::SourcePanicked,
             };
-            if log.due(of) {
-                tracing::warn!(source = kind, %trouble, "a source of seeds gave none");
-            }
+            let trouble = logs::text(trouble);
+            say!(doors, of, warn, source = kind, %trouble, "a source of seeds gave none");
             return;
         }
     };
     if seeds.len() > MAX_SEEDS {
         doors.counters.drop_many(Lost::TooManySeeds, seeds.len() - MAX_SEEDS);
-        if log.due(Kind::TooMany) {
-            tracing::warn!(
-                source = kind,
-                seeds = seeds.len(),
-                max = MAX_SEEDS,
-                "a source has too many seeds"
-            );
-        }
+        let (n, max) = (seeds.len(), MAX_SEEDS);
+        say!(doors, Line::TooManySeeds, warn, source = kind, seeds = n, max, "a source has too many seeds");
         seeds.truncate(MAX_SEEDS);
     }
     match join::join(doors.clone(), seeds, Members::Skip).await {
         Ok(joined) => {
             for (seed, error) in joined.failed {
-                tracing::debug!(source = kind, seed, %error, "a seed was not joined");
+                let (seed, error) = (logs::name(&seed), logs::text(error));
+                say!(doors, Line::SeedNotJoined, debug, source = kind, %seed, %error, "a seed was not joined");
             }
         }
         Err(JoinError::Stopped) => {}
         Err(error) => {
-            let of = if error == JoinError::NoSeeds { Kind::Empty } else { Kind::NotJoined };
-            if log.due(of) {
-                tracing::warn!(source = kind, %error, "no seed of a source could be joined");
-            }
+            let of = if error == JoinError::NoSeeds { Line::NoSeeds } else { Line::NoneJoined };
+            say!(doors, of, warn, source = kind, %error, "no seed of a source could be joined");
         }
     }
 }
 
 /// A source that blocks is told of, and waited for: it is never asked a second time meanwhile.
-async fn asked(source: &Running, log: &mut Log) -> Answer {
+async fn asked(doors: &Doors, source: &Running) -> Answer {
     match &source.from {
         Asked::Fixed(seeds) => Ok(seeds.clone()),
         Asked::Apart(apart) => {
@@ -230,9 +192,8 @@ async fn asked(source: &Running, log: &mut Log) -> Answer {
                 biased;
                 answer = &mut ask => answer,
                 () = sleep(source.limit * 2) => {
-                    if log.due(Kind::Silent) {
-                        tracing::warn!(source = source.kind, "a source of seeds blocks its thread");
-                    }
+                    let kind = source.kind;
+                    say!(doors, Line::SourceSilent, warn, source = kind, "a source of seeds blocks its thread");
                     ask.await
                 }
             }
@@ -284,15 +245,5 @@ mod tests {
         }
         pace.pause(Company::Some);
         assert!(pace.pause(Company::Alone).is_some_and(|pause| pause < Duration::from_millis(1300)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_kind_of_trouble_is_told_once_a_minute() {
-        let mut log = Log::default();
-        assert!(log.due(Kind::Failed) && log.due(Kind::NotJoined));
-        sleep(QUIET / 2).await;
-        assert!(!log.due(Kind::Failed));
-        sleep(QUIET / 2).await;
-        assert!(log.due(Kind::Failed) && !log.due(Kind::Failed));
     }
 }
