@@ -68,6 +68,7 @@ impl Stranger {
             from: self.id.clone(),
             versions: Versions::CURRENT,
             join: true,
+            tentative: true,
             members: 0,
             user_len: 0,
         };
