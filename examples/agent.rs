@@ -53,11 +53,13 @@ const INTERRUPTED: u8 = 130;
 
 const USAGE: &str = "agent --name NAME [--bind ADDR (default 127.0.0.1:7946)] [--join SEED[,SEED..]].. \
                      [--seeds-file PATH].. [--seeds-dns NAME].. \
-                     [--profile lan|wan|local (default lan)] [--label LABEL] [--plaintext] [--json]";
+                     [--advertise ADDR] [--profile lan|wan|local (default lan) | --config FILE.toml] \
+                     [--label LABEL] [--plaintext] [--json]";
 
 struct Options {
     name: String,
     bind: SocketAddr,
+    advertise: Option<SocketAddr>,
     seeds: Vec<String>,
     files: Vec<String>,
     names: Vec<String>,
@@ -71,6 +73,7 @@ fn options() -> Result<Options, lexopt::Error> {
     let mut options = Options {
         name: String::new(),
         bind: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
+        advertise: None,
         seeds: Vec::new(),
         files: Vec::new(),
         names: Vec::new(),
@@ -84,6 +87,12 @@ fn options() -> Result<Options, lexopt::Error> {
         match arg {
             Long("name") => options.name = args.value()?.parse()?,
             Long("bind") => options.bind = args.value()?.parse()?,
+            Long("advertise") => options.advertise = Some(args.value()?.parse()?),
+            Long("config") => {
+                let path = args.value()?;
+                let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+                options.config = toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+            }
             Long("join") => {
                 let seeds: String = args.value()?.parse()?;
                 options.seeds.extend(seeds.split(',').map(|seed| seed.trim().to_owned()));
@@ -132,6 +141,9 @@ async fn run(options: Options) -> Result<ExitCode, Error> {
     let out = Out { json: options.json };
     let mut builder =
         Cluster::builder(options.name).config(options.config).bind(options.bind).label(options.label);
+    if let Some(advertise) = options.advertise {
+        builder = builder.advertise(advertise);
+    }
     if options.plaintext {
         builder = builder.plaintext();
     }

@@ -246,7 +246,10 @@ impl Stage {
     /// Lets the victim come and crash, and the guest come and leave.
     async fn churn(&self) {
         loop {
-            let victim = self.world.builder(VICTIM).start().await.expect("the victim starts");
+            // Its joins end with a word of its own.
+            let gate = Listener { events: Rc::default() }.start();
+            let victim = self.world.builder(VICTIM).admit(gate.recipient());
+            let victim = victim.start().await.expect("the victim starts");
             let guest = self.world.builder(GUEST).start().await.expect("the guest starts");
             // A join may fail when it is the struck node that fails it.
             let _ = victim.join(&["10.0.0.1:7946", "10.0.0.4:7946"]).await;

@@ -14,7 +14,7 @@ use memberlist_protocol::{
     wire::{
         codec,
         frame::{Envelope, Packer, StreamKind},
-        message::{Alive, Dead, Message, Ping, Remembered, Suspect},
+        message::{Address, Alive, Dead, Message, Ping, Remembered, Suspect},
         state::{State, StateHeader},
     },
 };
@@ -412,5 +412,17 @@ fn a_frame_of_users_that_is_longer_than_allowed_ends_its_stream_unread() {
             assert_eq!(end.is_ok(), ends, "{len}: {end:?}");
         }
         assert_eq!(world.nodes[0].metrics().dropped["too_long"], 2);
+        // A short address leaves room in the frame, but not for more of the user's bytes.
+        let local = world.nodes[0].view().local().id.clone();
+        for (len, receipt) in [(2000, 1), (2001, 0)] {
+            let address = Address::Direct { from: stranger.id.clone(), to: local.clone() };
+            let body = [codec::encode_address(&address), vec![7; len]].concat();
+            let head = u32::try_from(body.len()).expect("short").to_le_bytes();
+            let open = stranger.envelope.open_stream(StreamKind::User);
+            let mut stream = stranger.endpoint.dial(addr(0)).await.expect("it listens");
+            stream.write_all(&[&open[..], &head, &body].concat()).await.expect("it reads");
+            let answer = timeout(SOON, stream.read(&mut [0; 8])).await.expect("in time").unwrap_or(0);
+            assert_eq!(answer > 0, receipt == 1, "{len}");
+        }
     });
 }

@@ -116,6 +116,9 @@ pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) 
     while let Some(mut bytes) = line.next_frame(max).await? {
         let (address, used) = codec::decode_address(&bytes)?;
         let bytes = bytes.split_off(used);
+        if bytes.len() > ring.config.max_message_size {
+            return Err(WireError::TooLong.into());
+        }
         let receipt = deliver(ring, address, bytes, from).await?;
         line.write(&[], &[&[codec::encode_receipt(receipt)]]).await?;
     }
