@@ -9,22 +9,21 @@ use std::{
     collections::{BTreeMap, VecDeque},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use actix::{Actor, Context, StreamHandler};
 use bytes::Bytes;
 use memberlist_protocol::{
     accusation::Outcome,
-    gate::{Gate, Knock},
+    gate::Gate,
     gossip::Piggyback,
-    member::{MAX_META, MemberState, NodeId, meta_len},
+    member::{MAX_META, MemberState, meta_len},
     members::{Change, Decision, Effects, Ignored, Members, NotForced},
     push_pull::{self, OwnState},
     wire::{
         codec,
         message::{Dead, Message, Remembered},
-        state::{OwnBytes, Refusal, State},
     },
 };
 use rand::{RngExt, rngs::Xoshiro256PlusPlus};
@@ -33,32 +32,19 @@ use smallvec::smallvec;
 use crate::{
     errors::UpdateError,
     inbox::{Alarm, Turn, Turns},
-    logs::{self, Line, say},
-    messages::{Asker, Exchange, Reply, STATE, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
-    metrics::{Counters, Lost, up},
-    questions::Admit,
+    logs::{Line, say},
+    messages::{Exchange, STATE, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
+    metrics::{Lost, up},
     ring::{Shared, now},
     supervisor::Child,
 };
 
-/// Members of a full state that are looked at in one turn.
-const MERGED_PER_TURN: usize = 256;
+mod merging;
+mod newcomers;
+mod telling;
 
-/// Exchanges of states that follow a join at most. After one that finds nobody new there is one more.
-const MAX_FOLLOW_UPS: u32 = 5;
-
-/// Shortest round that an exchange out of turn is measured in.
-const MIN_ROUND: Duration = Duration::from_millis(100);
-
-/// Rounds of gossip from a join to the exchange that finds those who joined at the same time.
-const SOON: f64 = 2.0;
-
-/// Rounds of gossip after which news has gone round, and an exchange finds what it has missed.
-const SETTLED: f64 = 10.0;
-
-/// Members that have come back, after which an exchange is made out of turn: a partition has healed, and
-/// each piece of news misses a few members in ten thousand.
-const RETURNED: u32 = 3;
+use merging::Merging;
+use telling::{Source, Suspected, kind};
 
 /// What survives a restart.
 pub(crate) struct Kept {
@@ -81,17 +67,6 @@ pub(crate) struct Kept {
     next_settling: Instant,
 }
 
-struct Merging {
-    peer: Box<State>,
-    /// The peer itself, if the application has let it in.
-    admitted: Option<NodeId>,
-    /// Nothing for a peer that dialled.
-    why: Option<Exchange>,
-    /// Members when it began.
-    before: usize,
-    reply: Option<Reply<Result<NodeId, Refusal>>>,
-}
-
 impl Kept {
     pub(crate) fn new(members: Members, rng: &mut Xoshiro256PlusPlus, now: Instant) -> Self {
         let interval = members.config().push_pull_interval;
@@ -110,50 +85,6 @@ impl Kept {
         }
     }
 
-    fn take_in(
-        &mut self,
-        peer: Box<State>,
-        admitted: bool,
-        why: Option<Exchange>,
-        reply: Option<Reply<Result<NodeId, Refusal>>>,
-    ) {
-        let before = self.members.roster().len();
-        let admitted = admitted.then(|| peer.header.from.clone());
-        self.merging.push_back(Merging { peer, admitted, why, before, reply });
-    }
-
-    /// Counts what a change is to the metrics, and how long it took.
-    fn time(&mut self, change: &Change, source: Source, counters: &Counters, now: Instant) {
-        let (member, outcome) = match change {
-            Change::Suspected { member, .. } => {
-                up(&counters.msg_suspect);
-                let probed = if let Source::Probe(since) = source { Some(since) } else { None };
-                if self.suspected.len() < TIMED {
-                    self.suspected.insert(member.id.shared_name().clone(), Suspected { at: now, probed });
-                }
-                return;
-            }
-            Change::Refuted(member) => {
-                up(&counters.refuted_by_others);
-                (member, &counters.suspicion_refuted)
-            }
-            Change::Left { member, .. } => {
-                up(&counters.msg_dead);
-                (member, &counters.suspicion_left)
-            }
-            Change::Dead { member, .. } => {
-                up(&counters.msg_dead);
-                (member, &counters.suspicion_dead)
-            }
-            _ => return,
-        };
-        let Some(Suspected { at, probed }) = self.suspected.remove(member.name()) else { return };
-        outcome.observe(now.saturating_duration_since(at));
-        if let (Some(probed), MemberState::Dead) = (probed, member.state) {
-            counters.detection.observe(now.saturating_duration_since(probed));
-        }
-    }
-
     /// The farewell that a node which gives up may still send.
     pub(crate) fn farewell(&self) -> Message {
         Message::Dead(Dead::farewell(self.members.local()))
@@ -167,46 +98,6 @@ pub(crate) struct NodeState {
     /// Where from the node knows what it judges just now.
     source: Cell<Source>,
 }
-
-/// Where from the node knows what it judges, for its log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    /// A message about a member, that it runs.
-    Alive,
-    /// Any other message about a member.
-    Gossip,
-    /// The own failure detector, and when the probe began that failed.
-    Probe(Instant),
-    /// Another node's full state.
-    State,
-    /// The user of this node.
-    User,
-    /// Time alone.
-    Time,
-}
-
-impl Source {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Alive | Self::Gossip => "gossip",
-            Self::Probe(_) => "own probe",
-            Self::State => "state of a peer",
-            Self::User => "user",
-            Self::Time => "time",
-        }
-    }
-}
-
-/// A suspicion that runs, for the metrics.
-#[derive(Clone, Copy, Debug)]
-struct Suspected {
-    at: Instant,
-    /// When the own probe began that failed.
-    probed: Option<Instant>,
-}
-
-/// Suspicions that are timed at once; those beyond are not.
-const TIMED: usize = 4096;
 
 impl NodeState {
     pub(crate) fn new(ring: Shared, kept: Rc<RefCell<Kept>>) -> Self {
@@ -308,51 +199,6 @@ impl NodeState {
         }
     }
 
-    /// News about a member. A newcomer waits until the application has let it in; `admitted` is let in already.
-    fn news(&self, news: Remembered, quiet: bool, admitted: Option<&NodeId>, now: Instant) {
-        match self.decide(|members, rng| members.merge(&news, now, rng)) {
-            Ok(decision) => match decision.introduces() {
-                Some(member) if self.ring.gated && admitted != Some(&member.id) => {
-                    let question = Admit::Member(member.clone());
-                    self.knock(news, quiet, question, now);
-                }
-                _ if quiet => self.carry_out(decision.without_joins(), now),
-                _ => self.carry_out(decision, now),
-            },
-            Err(ignored) => self.ring.counters.drop(ignored),
-        }
-    }
-
-    fn knock(&self, news: Remembered, quiet: bool, question: Admit, now: Instant) {
-        let ring = &self.ring;
-        let name = news.alive.id.shared_name().clone();
-        // Delegates waits for the application; in case that fails, nobody waits for Delegates for ever.
-        let until = now + 2 * ring.config.question_timeout;
-        let knock = self.kept.borrow_mut().gate.knock(news, quiet, until, now);
-        match knock {
-            Knock::Ask(number) => {
-                let asker = Asker::State { name, number };
-                ring.command(&ring.delegates, ToDelegates::Admit { question, asker });
-            }
-            Knock::Asked => ring.counters.drop(Ignored::Asked),
-            Knock::Refused => ring.counters.drop(Ignored::Vetoed),
-            Knock::Crowded => ring.counters.drop(Ignored::GateCrowded),
-        }
-    }
-
-    fn admitted(&self, name: &str, number: u64, verdict: Result<(), String>, now: Instant) {
-        let waited = self.kept.borrow_mut().gate.answer(name, number, verdict.is_ok(), now);
-        let Some(waited) = waited else { return };
-        let id = waited.news.alive.id.clone();
-        match verdict {
-            Ok(()) => self.news(waited.news, waited.quiet, Some(&id), now),
-            Err(reason) => {
-                self.ring.counters.drop(Ignored::Vetoed);
-                say!(self.ring, Line::Vetoed, info, member = %logs::node(&id), reason, "not let in");
-            }
-        }
-    }
-
     /// From here on nothing fails: the table changes, and everybody concerned learns of it.
     fn carry_out(&self, decision: Decision, now: Instant) {
         let mut kept = self.kept.borrow_mut();
@@ -422,185 +268,6 @@ impl NodeState {
         codec::encoded(&message, max).ok().or_else(|| codec::encoded(&short?, max).ok())
     }
 
-    fn note(&self, change: &Change, members: usize, now: Instant) {
-        let (ring, source) = (&self.ring, self.source.get().name());
-        macro_rules! tell {
-            ($id:expr, $($what:tt)+) => {
-                say!(ring, Line::Change, info, member = %logs::node($id), source, $($what)+)
-            };
-        }
-        match change {
-            Change::Joined(member) => {
-                tell!(&member.id, addr = %member.addr, incarnation = member.incarnation, "joined");
-                let name = member.id.shared_name().clone();
-                ring.news(ring.detector_inbox(), ToDetector::Newcomer { name, members });
-            }
-            Change::Updated { member, before } => {
-                tell!(&member.id, changed = %logs::difference(before, member), "updated");
-            }
-            Change::Suspected { member, why } => {
-                tell!(&member.id, by = %logs::name(&why.by), evidence = ?why.evidence, "suspected");
-                ring.history().note(&member.id, why, Outcome::Open);
-                let view = ring.view.borrow();
-                ring.counters.accusers.count(
-                    why,
-                    view.local().name() == &*why.by,
-                    view.get(&why.by).is_some(),
-                );
-            }
-            Change::Refuted(member) => {
-                tell!(&member.id, incarnation = member.incarnation, "refuted the suspicion");
-                ring.history().refuted(&member.id, now);
-            }
-            Change::Left { member, why } => {
-                tell!(&member.id, by = %logs::name(&why.by), evidence = ?why.evidence, "left");
-                ring.history().note(&member.id, why, Outcome::Left(now));
-            }
-            Change::Dead { member, why } => {
-                let (by, confirmed_by) = (logs::name(&why.by), logs::names(&why.confirmed_by));
-                tell!(&member.id, %by, %confirmed_by, evidence = ?why.evidence, "dead");
-                ring.history().note(&member.id, why, Outcome::Dead(now));
-            }
-            Change::Reaped(id) => tell!(id, "forgotten"),
-            Change::Conflict { kept, other } => {
-                let member = logs::node(&kept.id);
-                say!(
-                    ring, Line::Conflict, warn, %member, addr = %kept.addr, %other,
-                    "another node claims the name of a member: give it another name"
-                );
-            }
-        }
-    }
-
-    fn own_state(&self, join: bool) -> OwnBytes {
-        let Kept { members, own_state, .. } = &mut *self.kept.borrow_mut();
-        let own = own_state.get(members, join);
-        let head = State::head(&own.header, 0).len();
-        self.ring.counters.size_local.store((head + own.members.len()) as u64, Relaxed);
-        own
-    }
-
-    /// A peer that this node dialled has answered with its state.
-    fn merge(&self, peer: Box<State>, admitted: bool, why: Exchange, reply: Reply<Result<NodeId, Refusal>>) {
-        let fit = {
-            let kept = self.kept.borrow();
-            let sender = peer.sender().map_err(|_| Refusal::Wire);
-            push_pull::admit(&kept.members, &peer.header)
-                .and_then(|()| push_pull::admit_address(&kept.members, &sender?.alive))
-                .and_then(|()| push_pull::admit_state(kept.members.local(), &peer))
-        };
-        match fit.and_then(|()| self.enough_room(&peer)) {
-            Ok(()) => self.kept.borrow_mut().take_in(peer, admitted, Some(why), Some(reply)),
-            Err(refusal) => drop(reply.send(Err(refusal))),
-        }
-    }
-
-    /// Whether a peer that dialled is dealt with.
-    fn admit(&self, peer: &State) -> Result<(), Refusal> {
-        let sender = peer.sender().map_err(|_| Refusal::Wire)?;
-        {
-            let kept = self.kept.borrow();
-            push_pull::admit(&kept.members, &peer.header)?;
-            push_pull::admit_address(&kept.members, &sender.alive)?;
-            push_pull::admit_name(&kept.members, &sender.alive)?;
-            push_pull::admit_state(kept.members.local(), peer)?;
-        }
-        self.enough_room(peer)
-    }
-
-    /// States that wait to be taken in may take four times the memory of the largest one.
-    fn enough_room(&self, peer: &State) -> Result<(), Refusal> {
-        let kept = self.kept.borrow();
-        let waiting: usize = kept.merging.iter().map(|merging| merging.peer.len()).sum();
-        if waiting + peer.len() <= 4 * self.ring.config.max_state_size {
-            return Ok(());
-        }
-        self.ring.counters.drop(Ignored::Merging);
-        Err(Refusal::Vetoed("too many states wait to be taken in".into()))
-    }
-
-    /// Takes in some of what waits; whoever waits for it is answered once the view shows it.
-    fn merge_some(&self, now: Instant) {
-        self.source.set(Source::State);
-        let mut left = MERGED_PER_TURN;
-        while left > 0 {
-            let Some(mut merging) = self.kept.borrow_mut().merging.pop_front() else { return };
-            // A joiner need not tell anybody whom its seed knows: the seed has. Without this, n nodes that
-            // join at once would gossip n * n records.
-            let quiet = matches!(merging.why, Some(Exchange::Join | Exchange::FollowUp)) && self.follows_up();
-            while left > 0 {
-                let Some(remembered) = merging.peer.next_member() else { break };
-                left -= 1;
-                self.news(remembered, quiet, merging.admitted.as_ref(), now);
-            }
-            if merging.peer.is_empty() {
-                self.merged(merging, now);
-            } else {
-                self.kept.borrow_mut().merging.push_front(merging);
-            }
-        }
-    }
-
-    fn merged(&self, merging: Merging, now: Instant) {
-        let grown = self.kept.borrow().members.roster().len() > merging.before;
-        match merging.why {
-            Some(Exchange::Join) => {
-                // The seed tells the others of this node; in case that fails, so does the node itself.
-                let announced = self.kept.borrow().members.announced();
-                self.carry_out(announced, now);
-                self.follow_up(MAX_FOLLOW_UPS, SOON, now);
-            }
-            Some(Exchange::FollowUp) => {
-                let left = self.kept.borrow().follow_ups.saturating_sub(1);
-                // After one that found nobody new, one more when all has settled.
-                let (left, rounds) = if grown { (left, SOON) } else { (left.min(1), SETTLED) };
-                self.follow_up(left, rounds, now);
-            }
-            Some(Exchange::Periodic) | None => {}
-        }
-        if let Some(reply) = merging.reply {
-            self.publish();
-            let _ = reply.send(Ok(merging.peer.header.from.clone()));
-        }
-    }
-
-    /// Whether this node exchanges states without being told to.
-    fn follows_up(&self) -> bool {
-        !self.ring.config.push_pull_interval.is_zero()
-    }
-
-    /// Lets `times` more exchanges follow, the first after about `rounds` of gossip.
-    fn follow_up(&self, times: u32, rounds: f64, now: Instant) {
-        self.kept.borrow_mut().follow_ups = times;
-        if times > 0 {
-            self.exchange_within(rounds, now);
-        }
-    }
-
-    /// Makes the next exchange after `rounds` of gossip, up to half of that later, if it is not due before.
-    fn exchange_within(&self, rounds: f64, now: Instant) {
-        if !self.follows_up() {
-            return;
-        }
-        let round = self.ring.config.gossip_interval.max(MIN_ROUND);
-        let at = now + round.mul_f64(rounds * (1.0 + self.ring.rng.borrow_mut().random::<f64>() / 2.0));
-        let mut kept = self.kept.borrow_mut();
-        kept.next_push_pull = Some(kept.next_push_pull.map_or(at, |next| next.min(at)));
-    }
-
-    /// A member has come back. When several have, a partition has healed.
-    fn returned(&self, now: Instant) {
-        let mut kept = self.kept.borrow_mut();
-        kept.returned += 1;
-        if kept.returned < RETURNED || now < kept.next_settling {
-            return;
-        }
-        kept.returned = 0;
-        kept.next_settling = now + self.ring.config.push_pull_interval;
-        drop(kept);
-        self.exchange_within(SETTLED, now);
-    }
-
     fn on_time(&self, now: Instant) {
         self.source.set(Source::Time);
         loop {
@@ -657,27 +324,6 @@ impl NodeState {
             .flatten()
             .min();
         self.alarm.set(due);
-    }
-}
-
-/// A change in one line, for traces.
-fn kind(change: &Change) -> String {
-    match change {
-        Change::Joined(m) => format!("joined {} {}", m.id, m.incarnation),
-        Change::Updated { member: m, .. } => format!("updated {} {}", m.id, m.incarnation),
-        Change::Suspected { member: m, why } => {
-            format!("suspected {} {} by {} {:?}", m.id, m.incarnation, why.by, why.evidence)
-        }
-        Change::Refuted(m) => format!("refuted {} {}", m.id, m.incarnation),
-        Change::Left { member: m, why } => {
-            format!("left {} {} by {} {:?}", m.id, m.incarnation, why.by, why.evidence)
-        }
-        Change::Dead { member: m, why } => {
-            let (by, confirmed_by) = (&why.by, &why.confirmed_by);
-            format!("dead {} {} by {by} {confirmed_by:?} {:?}", m.id, m.incarnation, why.evidence)
-        }
-        Change::Reaped(id) => format!("reaped {id}"),
-        Change::Conflict { kept, other } => format!("conflict {} {other}", kept.id),
     }
 }
 
