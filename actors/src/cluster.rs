@@ -14,22 +14,23 @@ use bytes::Bytes;
 use futures_core::Stream;
 use memberlist_protocol::{
     accusation::Why,
-    member::{MAX_META, NodeId, Tags, canonical, check_addr, check_meta, check_name, meta_len},
+    member::{NodeId, canonical},
     view::View,
     wire::{
         codec,
-        message::{Ack, Message as Wire, UserBroadcast},
+        message::{Message as Wire, UserBroadcast},
     },
 };
 use tokio::sync::oneshot;
 
 use crate::{
     builder::ClusterBuilder,
-    errors::{AskError, Cause, JoinError, NotSent, SendError, Stopped, UpdateError},
+    errors::{AskError, JoinError, NotSent, SendError, Stopped, UpdateError},
     events::{MemberEvent, NodeEvent, Pinged, Replay, UserBytes},
+    handle::Handle,
     inbox::Refused,
-    join::{self, Joined, Until},
-    messages::{Reply, ToDelegates, ToDetector, ToQueue, ToState},
+    join::{Joined, Until},
+    messages::{ToDelegates, ToQueue},
     metrics::Metrics,
     node::{LeaveReport, Node},
     peer::{self, Outcome, Peer},
@@ -73,7 +74,7 @@ struct Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        if !*self.handle.doors.closing.borrow() {
+        if !*self.handle.doors().closing.borrow() {
             let node = self.handle.view().local().id.clone();
             tracing::warn!(%node, "the last handle was dropped: the node shuts down without a leave");
             self.handle.stop();
@@ -89,12 +90,6 @@ impl std::fmt::Debug for Cluster {
             .field("members", &view.alive_count())
             .finish()
     }
-}
-
-/// The part of a handle that does not keep the node running. It works from any thread.
-#[derive(Clone)]
-pub(crate) struct Handle {
-    doors: Arc<Doors>,
 }
 
 /// A user's broadcast.
@@ -131,165 +126,6 @@ impl Future for Spread {
     }
 }
 
-impl Handle {
-    pub(crate) fn new(doors: Arc<Doors>) -> Self {
-        Self { doors }
-    }
-
-    pub(crate) fn doors(&self) -> &Arc<Doors> {
-        &self.doors
-    }
-
-    pub(crate) fn view(&self) -> View {
-        self.doors.view.borrow().clone()
-    }
-
-    pub(crate) fn stop(&self) {
-        self.doors.stop.notify_one();
-    }
-
-    fn is_stopped(&self) -> bool {
-        *self.doors.closing.borrow()
-    }
-
-    /// Runs something on the node's thread for as long as somebody waits for it.
-    async fn work<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, Refused> {
-        let (mut reply, answer) = oneshot::channel();
-        let work: Pump = Box::pin(async move {
-            tokio::select! {
-                biased;
-                () = reply.closed() => {}
-                done = work => drop(reply.send(done)),
-            }
-        });
-        self.doors.delegates.insist(ToDelegates::Work(work))?;
-        answer.await.map_err(|_| if self.is_stopped() { Refused::Closed } else { Refused::Busy })
-    }
-
-    pub(crate) async fn join(&self, seeds: Vec<String>) -> Result<Joined, JoinError> {
-        self.work(join::join(self.doors.clone(), seeds, join::Members::Try)).await.unwrap_or_else(|refused| {
-            Err(match refused {
-                Refused::Busy => JoinError::Lost,
-                Refused::Closed => JoinError::Stopped,
-            })
-        })
-    }
-
-    async fn ready(&self, until: Until, within: Duration) -> Result<bool, Stopped> {
-        match self.work(join::ready(self.doors.clone(), until, within)).await {
-            Ok(ready) => Ok(ready),
-            Err(Refused::Busy) => Ok(false),
-            Err(Refused::Closed) => Err(Stopped),
-        }
-    }
-
-    pub(crate) async fn update(&self, tags: Option<Tags>, meta: Option<Bytes>) -> Result<(), UpdateError> {
-        let local = self.view().local().clone();
-        let (new_meta, new_tags) =
-            (meta.as_ref().unwrap_or(&local.meta), tags.as_ref().unwrap_or(&local.tags));
-        check_meta(new_meta, new_tags)
-            .map_err(|_| UpdateError::TooLarge { len: meta_len(new_meta, new_tags), max: MAX_META })?;
-        self.tell_state(|reply| ToState::Update { tags, meta, reply }).await
-    }
-
-    pub(crate) async fn force_leave(&self, name: String) -> Result<(), UpdateError> {
-        self.tell_state(|reply| ToState::ForceLeave { name, reply }).await
-    }
-
-    async fn tell_state(
-        &self,
-        what: impl FnOnce(Reply<Result<(), UpdateError>>) -> ToState,
-    ) -> Result<(), UpdateError> {
-        let (reply, answer) = oneshot::channel();
-        self.doors.state.command(what(reply)).map_err(|refused| match refused {
-            Refused::Busy => UpdateError::Busy,
-            Refused::Closed => UpdateError::Stopped,
-        })?;
-        answer
-            .await
-            .unwrap_or_else(|_| Err(if self.is_stopped() { UpdateError::Stopped } else { UpdateError::Lost }))
-    }
-
-    pub(crate) fn set_ping_payload(&self, payload: Bytes) -> Result<(), UpdateError> {
-        if payload.len() > Ack::MAX_PAYLOAD {
-            return Err(UpdateError::TooLarge { len: payload.len(), max: Ack::MAX_PAYLOAD });
-        }
-        if self.is_stopped() {
-            return Err(UpdateError::Stopped);
-        }
-        *self.doors.ping_payload() = payload;
-        Ok(())
-    }
-
-    pub(crate) async fn ping(&self, name: &str, addr: SocketAddr) -> Result<Duration, AskError> {
-        let addr = canonical(addr);
-        check_name(name).and_then(|()| check_addr(addr, addr)).map_err(AskError::Target)?;
-        let (reply, answer) = oneshot::channel();
-        self.doors.detector.command(ToDetector::Ask { name: name.into(), addr, reply }).map_err(
-            |refused| {
-                AskError::Send(match refused {
-                    Refused::Busy => SendError::Full,
-                    Refused::Closed => SendError::Stopped,
-                })
-            },
-        )?;
-        answer.await.unwrap_or_else(|_| {
-            let cause = if self.is_stopped() { Cause::Stopped } else { Cause::Lost };
-            Err(AskError::NotSent(NotSent::Unknown(cause)))
-        })
-    }
-
-    pub(crate) async fn leave(&self, within: Duration) -> Result<LeaveReport, Stopped> {
-        let doors = self.doors.clone();
-        let leave = async move {
-            let view = doors.view.borrow().clone();
-            let others = view.alive().any(|m| m.id != view.local().id);
-            let sent = async {
-                let (reply, farewell) = oneshot::channel();
-                doors.state.command(ToState::Leave { reply }).ok()?;
-                let bytes = farewell.await.ok()?;
-                let (reply, sent) = oneshot::channel();
-                doors.queue.command(ToQueue::Farewell { bytes, reply }).ok()?;
-                sent.await.ok()
-            };
-            let sent = tokio::time::timeout(within, sent).await.ok().flatten();
-            LeaveReport::new(sent.is_some_and(|members| members > 0 || !others))
-        };
-        match self.work(leave).await {
-            Ok(report) => Ok(report),
-            Err(Refused::Busy) => Ok(LeaveReport::new(false)),
-            Err(Refused::Closed) => Err(Stopped),
-        }
-    }
-
-    pub(crate) fn subscribe(
-        &self,
-        to: Recipient<MemberEvent>,
-        replay: Replay,
-    ) -> Result<Subscription, Stopped> {
-        let (number, events) =
-            self.events_with(replay, |events| Some(Box::pin(pump::pump_events(events, to))));
-        events.map(|_| Subscription::new(number, Of::Delegates(Arc::downgrade(&self.doors.delegates))))
-    }
-
-    /// A queue of events: emptied by the pump that `pump` makes of it, or else by the caller.
-    fn events_with(
-        &self,
-        replay: Replay,
-        pump: impl FnOnce(Events) -> Option<Pump>,
-    ) -> (u64, Result<Arc<Queue<MemberEvent>>, Stopped>) {
-        let queue = Queue::new(self.doors.config.subscriber_queue_depth, usize::MAX, Overflow::Restart);
-        let number = self.doors.number();
-        let pump = pump(Events::new(queue.clone(), self.doors.view.subscribe()));
-        let subscribing = Subscribing { number, queue: Some(queue.clone()), replay, pump };
-        let subscribed = self.doors.delegates.insist(ToDelegates::Subscribe(subscribing));
-        (number, subscribed.map(|()| queue).map_err(|_| Stopped))
-    }
-}
-
 impl Cluster {
     /// A node called `name`, to be set up and started. The name must be unique in the cluster: 1 to 255
     /// bytes without control characters.
@@ -306,7 +142,7 @@ impl Cluster {
     }
 
     fn doors(&self) -> &Arc<Doors> {
-        &self.0.handle.doors
+        self.0.handle.doors()
     }
 
     /// The node as an actor: each of these methods as a message. The address does not keep the node running.

@@ -50,6 +50,7 @@ pub mod discover;
 mod errors;
 mod events;
 mod exchanges;
+mod handle;
 mod hooks;
 mod inbox;
 mod join;

@@ -6,11 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use memberlist_protocol::{
-    members::Ignored,
-    probe::Unheard,
-    wire::{WireError, message::Message, state::Refusal},
-};
+use memberlist_protocol::wire::message::Message;
 
 use crate::messages::{DELEGATES, DETECTOR, NODE, QUEUE, STATE, TRANSPORT};
 
@@ -18,226 +14,15 @@ mod accusers;
 #[cfg(feature = "metrics")]
 mod facade;
 mod histogram;
+mod reasons;
 mod samples;
 
 use accusers::Accusers;
 pub use histogram::Histogram;
 use histogram::{Buckets, Long, Short, Size};
+pub(crate) use reasons::Lost;
+use reasons::{REASONS, Reason};
 pub use samples::{Described, Kind, Sample, TABLE, Value};
-
-/// Why the node itself dropped something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lost {
-    /// News that found its inbox full.
-    InboxNews,
-    /// Control that found its inbox full.
-    InboxControl,
-    /// A packet that the network did not take just then.
-    WouldBlock,
-    /// A packet that could not be sent at all.
-    SendFailed,
-    /// Messages that no packet has room for.
-    NoRoom,
-    /// News or broadcasts that had to make room for newer.
-    Pruned,
-    /// A stream that was not opened for want of room.
-    TooManyStreams,
-    /// A stream that took too long.
-    StreamTimeout,
-    /// A stream that broke.
-    StreamBroken,
-    /// A user's broadcast that had been seen.
-    SeenBroadcast,
-    /// A user's broadcast that nobody handles here.
-    NoHandler,
-    /// A user's broadcast whose handler has too much to do.
-    HandlerBusy,
-    /// An answered probe that a subscriber had no room for.
-    PingUnheard,
-    /// A subscriber that lagged behind, and got a snapshot instead of events.
-    SubscriberLagged,
-    /// A message whose handler panicked.
-    Panicked,
-    /// A message of a user over a stream that has not got through, or of which that is not known.
-    Undelivered,
-    /// A user's bytes that were for another node.
-    NotForUs,
-    /// A question that the application did not answer in time.
-    QuestionLate,
-    /// A question to an actor of the application that had stopped, or panicked over it.
-    QuestionFailed,
-    /// A shared state that had no room, or that nobody shares here.
-    Unshared,
-    /// A joiner that refused this node after all.
-    JoinRefused,
-    /// A socket that reported an error on reading.
-    ReadFailed,
-    /// A socket that reported an error on accepting a stream.
-    AcceptFailed,
-    /// A packet from outside the networks that are allowed.
-    NotAllowedPacket,
-    /// A stream from outside the networks that are allowed.
-    NotAllowedStream,
-    /// A peer that does not speak what this node understands, or the other way round.
-    RefusedVersion,
-    /// A peer whose address is outside the networks that are allowed.
-    RefusedAddress,
-    /// A peer whose name is another one's.
-    RefusedName,
-    /// A peer that was refused for another reason.
-    RefusedOther,
-    /// A seed beyond those that a source may give.
-    TooManySeeds,
-    /// An address beyond those that one name may have.
-    TooManyAddrs,
-}
-
-impl Lost {
-    const ALL: [(Self, &'static str); 31] = [
-        (Self::InboxNews, "inbox_news"),
-        (Self::InboxControl, "inbox_control"),
-        (Self::WouldBlock, "would_block"),
-        (Self::SendFailed, "send_failed"),
-        (Self::NoRoom, "no_room"),
-        (Self::Pruned, "pruned"),
-        (Self::TooManyStreams, "too_many_streams"),
-        (Self::StreamTimeout, "stream_timeout"),
-        (Self::StreamBroken, "stream_broken"),
-        (Self::SeenBroadcast, "seen_broadcast"),
-        (Self::NoHandler, "no_handler"),
-        (Self::HandlerBusy, "handler_busy"),
-        (Self::PingUnheard, "ping_unheard"),
-        (Self::SubscriberLagged, "subscriber_lagged"),
-        (Self::Panicked, "panicked"),
-        (Self::Undelivered, "undelivered"),
-        (Self::NotForUs, "not_for_us"),
-        (Self::QuestionLate, "question_late"),
-        (Self::QuestionFailed, "question_failed"),
-        (Self::Unshared, "unshared"),
-        (Self::JoinRefused, "join_refused"),
-        (Self::ReadFailed, "read_failed"),
-        (Self::AcceptFailed, "accept_failed"),
-        (Self::NotAllowedPacket, "not_allowed_packet"),
-        (Self::NotAllowedStream, "not_allowed_stream"),
-        (Self::RefusedVersion, "refused_version"),
-        (Self::RefusedAddress, "refused_address"),
-        (Self::RefusedName, "refused_name"),
-        (Self::RefusedOther, "refused_other"),
-        (Self::TooManySeeds, "too_many_seeds"),
-        (Self::TooManyAddrs, "too_many_addresses"),
-    ];
-
-    /// What a refusal of this node's own is counted as.
-    pub(crate) fn refused(refusal: &Refusal) -> Self {
-        match refusal {
-            Refusal::Version => Self::RefusedVersion,
-            Refusal::Address => Self::RefusedAddress,
-            Refusal::NameTaken => Self::RefusedName,
-            _ => Self::RefusedOther,
-        }
-    }
-}
-
-impl Lost {
-    /// Where it happens.
-    fn queue(self) -> &'static str {
-        match self {
-            Self::InboxNews | Self::InboxControl => "inboxes",
-            Self::WouldBlock | Self::SendFailed => "packets_out",
-            Self::ReadFailed | Self::AcceptFailed => "sockets",
-            Self::NoRoom | Self::Pruned => "broadcasts",
-            Self::TooManyStreams | Self::StreamTimeout | Self::StreamBroken => "streams",
-            Self::SeenBroadcast
-            | Self::NoHandler
-            | Self::HandlerBusy
-            | Self::SubscriberLagged
-            | Self::PingUnheard
-            | Self::NotForUs
-            | Self::Unshared => "users",
-            Self::Undelivered => "outbox",
-            Self::QuestionLate | Self::QuestionFailed => "questions",
-            Self::JoinRefused
-            | Self::RefusedVersion
-            | Self::RefusedAddress
-            | Self::RefusedName
-            | Self::RefusedOther => "exchanges",
-            Self::NotAllowedPacket | Self::NotAllowedStream => "allow_list",
-            Self::TooManySeeds | Self::TooManyAddrs => "seeds",
-            Self::Panicked => "actors",
-        }
-    }
-}
-
-/// Why something was dropped: a peer's bytes, a message that changes nothing, or the node's own limits.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Reason {
-    Wire(WireError),
-    Ignored(Ignored),
-    Unheard(Unheard),
-    Lost(Lost),
-}
-
-impl From<WireError> for Reason {
-    fn from(error: WireError) -> Self {
-        Self::Wire(error)
-    }
-}
-
-impl From<Ignored> for Reason {
-    fn from(ignored: Ignored) -> Self {
-        Self::Ignored(ignored)
-    }
-}
-
-impl From<Unheard> for Reason {
-    fn from(unheard: Unheard) -> Self {
-        Self::Unheard(unheard)
-    }
-}
-
-impl From<Lost> for Reason {
-    fn from(lost: Lost) -> Self {
-        Self::Lost(lost)
-    }
-}
-
-const WIRE: usize = WireError::ALL.len();
-const IGNORED: usize = WIRE + Ignored::ALL.len();
-const UNHEARD: usize = IGNORED + Unheard::ALL.len();
-const REASONS: usize = UNHEARD + Lost::ALL.len();
-
-impl Reason {
-    fn index(self) -> usize {
-        match self {
-            Self::Wire(error) => place(&WireError::ALL, error),
-            Self::Ignored(ignored) => WIRE + place(&Ignored::ALL, ignored),
-            Self::Unheard(unheard) => IGNORED + place(&Unheard::ALL, unheard),
-            Self::Lost(lost) => UNHEARD + Lost::ALL.iter().position(|(l, _)| *l == lost).unwrap_or(0),
-        }
-    }
-
-    /// Where each reason occurs, by its name.
-    fn queues() -> impl Iterator<Item = (&'static str, &'static str)> {
-        let names = Self::names().enumerate();
-        names.map(|(i, name)| match i {
-            0..WIRE => (name, "wire"),
-            WIRE..IGNORED => (name, "members"),
-            IGNORED..UNHEARD => (name, "probes"),
-            _ => (name, Lost::ALL[(i - UNHEARD).min(Lost::ALL.len() - 1)].0.queue()),
-        })
-    }
-
-    fn names() -> impl Iterator<Item = &'static str> {
-        let wire = WireError::ALL.iter().map(|error| error.name());
-        let ignored = Ignored::ALL.iter().map(|ignored| ignored.name());
-        let unheard = Unheard::ALL.iter().map(|unheard| unheard.name());
-        wire.chain(ignored).chain(unheard).chain(Lost::ALL.iter().map(|(_, name)| *name))
-    }
-}
-
-fn place<T: PartialEq>(all: &[T], one: T) -> usize {
-    all.iter().position(|each| *each == one).unwrap_or(0)
-}
 
 /// The actors whose restarts are counted.
 const ACTORS: [&str; 6] = [STATE, QUEUE, DETECTOR, TRANSPORT, DELEGATES, NODE];
@@ -522,6 +307,8 @@ pub struct Metrics {
 
 #[cfg(test)]
 mod tests {
+    use memberlist_protocol::{members::Ignored, probe::Unheard, wire::WireError};
+
     use super::*;
 
     #[test]

@@ -27,12 +27,12 @@ use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use crate::{
     advertise::{self, Advertised},
-    cluster::Handle,
     delegates::{self, Delegates},
     detector::FailureDetector,
     discover::{self, MAX_SOURCES, Source},
     errors::{AskError, JoinError, StartError, Stopped, UpdateError},
     events::{MemberEvent, NodeEvent, Replay},
+    handle::Handle,
     hooks::Hooks,
     join::Joined,
     logs::{self, Line, say},

@@ -22,8 +22,8 @@ use memberlist_protocol::{
 use tokio::sync::oneshot;
 
 use crate::{
-    cluster::Handle,
     errors::{AskError, Cause, NotSent, SendError},
+    handle::Handle,
     outbox::{Fate, Parcel},
     ring::Doors,
 };
