@@ -315,7 +315,7 @@ impl Handler<UserBytes> for Printer {
     type Result = ();
     fn handle(&mut self, message: UserBytes, _: &mut Context<Self>) {
         let from = match &message.from {
-            Sender::Member(id) => id.name().to_owned(),
+            Sender::Member(id) | Sender::Stranger(id) => id.name().to_owned(),
             Sender::Address(addr) => addr.to_string(),
         };
         let text = String::from_utf8_lossy(&message.bytes);

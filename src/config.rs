@@ -173,7 +173,8 @@ pub struct Config {
     /// Bytes of users that wait to be sent to one peer; a single message may be larger. 1 KiB to 1 GiB. 32 MiB.
     pub peer_queue_bytes: usize,
     /// How long the application may take to answer a question: whether to let a newcomer in, or what its
-    /// state is. No answer is a no, or an empty state. 10 ms to 1 min. 1 s.
+    /// state is. No answer is a no, or an empty state. A quarter of `tcp_timeout` is the limit in any case: the
+    /// other side of a stream waits. 10 ms to 1 min. 1 s.
     #[serde(with = "crate::span")]
     pub question_timeout: Duration,
     /// Newcomers about whom the application is being asked at once; more are not let in yet, and knock again.
@@ -184,7 +185,8 @@ pub struct Config {
     pub max_shared_state: usize,
     /// Full state that is accepted from a peer, in bytes. 64 KiB to 1 GiB. 20 MiB.
     pub max_state_size: usize,
-    /// Streams open at once; more wait to be accepted, or are not dialled. 4 to 65,536. 512.
+    /// Streams open at once; more wait to be accepted, or are not dialled. Those that others have dialled take
+    /// at most half of them, users' bytes on their way out a quarter. 4 to 65,536. 512.
     pub max_streams: usize,
     /// Indirect pings that are carried out for others at once. 0 to 65,536. 1,024.
     pub max_relays: usize,
@@ -298,6 +300,12 @@ impl Config {
     pub fn nack_delay(&self) -> Duration {
         let left = self.suspicion_base().saturating_sub(self.probe_timeout);
         self.probe_timeout.min(left).mul_f64(0.8)
+    }
+
+    /// How long a question to the application waits for its answer: three of them, one after the other, must
+    /// not take longer than the other side of a stream waits.
+    pub fn question_limit(&self) -> Duration {
+        self.question_timeout.min(self.tcp_timeout / 4)
     }
 
     /// How often one piece of news is sent by each node in a cluster of `members`:

@@ -68,11 +68,8 @@ impl Gate {
         {
             return Knock::Refused;
         }
-        if let Some(waiting) = self.waiting.get_mut(id.name()) {
-            // What it says now counts; whether it is let in depends on who it is.
-            if waiting.news.alive.id == *id && waiting.news.alive.incarnation < news.alive.incarnation {
-                waiting.news = news;
-            }
+        // Let in is what was asked about. What it says since then, it will say again.
+        if self.waiting.contains_key(id.name()) {
             return Knock::Asked;
         }
         if self.waiting.len() >= self.max {
@@ -99,6 +96,7 @@ impl Gate {
 
     fn refuse(&mut self, id: NodeId, incarnation: u32, now: Instant) {
         if self.refused.len() >= self.max
+            && !self.refused.contains_key(&id)
             && let Some((_, oldest)) = self.lapses.pop_first()
         {
             self.refused.remove(&oldest);
@@ -170,7 +168,11 @@ mod tests {
         assert_eq!(gate.knock(news("b", 1, 1), false, until, now), Knock::Ask(2));
         assert_eq!(gate.knock(news("c", 1, 1), false, until, now), Knock::Crowded);
         let admitted = gate.answer("a", 1, true, now).unwrap();
-        assert_eq!((admitted.news.alive.incarnation, admitted.news.alive.id.run()), (3, 1));
+        assert_eq!(
+            (admitted.news.alive.incarnation, admitted.news.alive.id.run()),
+            (1, 1),
+            "as it was asked about"
+        );
         assert_eq!(gate.answer("a", 1, true, now), None, "once");
     }
 

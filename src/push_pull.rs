@@ -95,8 +95,7 @@ pub fn admit_name(members: &Members, peer: &Alive) -> Result<(), Refusal> {
 /// # Errors
 /// [`Refusal::NameTaken`].
 pub fn admit_state(local: &Member, peer: &State) -> Result<(), Refusal> {
-    let mut rest = peer.clone();
-    while let Some(Remembered { alive, state }) = rest.next_member() {
+    for Remembered { alive, state } in peer.namesakes() {
         let namesake = alive.id.name() == local.name() && alive.id.run() != local.id.run();
         if namesake && state.is_present() && crate::member::canonical(alive.addr) != local.addr {
             return Err(Refusal::NameTaken);
@@ -139,7 +138,7 @@ mod tests {
     fn read(own: &OwnBytes) -> State {
         let mut bytes = State::head(&own.header, 0);
         bytes.extend_from_slice(&own.members);
-        State::decode(bytes.into()).unwrap().unwrap()
+        State::decode(bytes.into(), "n1").unwrap().unwrap()
     }
 
     #[test]

@@ -374,7 +374,8 @@ fn weak_point_22_while_a_question_about_one_newcomer_is_open_everything_else_goe
     paused(async {
         // The gatekeeper takes three seconds about each newcomer, and may. News comes by gossip alone.
         let (question_timeout, push_pull_interval) = (Duration::from_secs(5), Duration::ZERO);
-        let config = Config { question_timeout, push_pull_interval, ..Config::lan() };
+        let tcp_timeout = Duration::from_secs(30);
+        let config = Config { question_timeout, push_pull_interval, tcp_timeout, ..Config::lan() };
         let (mut world, asked) = guarded_with(config, 10, 3, 0, Manner::Late, Manner::Well).await;
         for node in &world.nodes[1..] {
             node.join(&["10.0.0.1:7946"]).await.expect("it joins");

@@ -417,7 +417,7 @@ fn take_in(dice: &mut Dice, bytes: Vec<u8>) -> Option<usize> {
     let bytes = Bytes::from(bytes);
     let mut members = None;
     let memory = measure(|| {
-        if let Ok(Ok(mut state)) = State::decode(bytes) {
+        if let Ok(Ok(mut state)) = State::decode(bytes, "me") {
             let _ = state.sender();
             let mut taken = 0;
             while state.next_member().is_some() {

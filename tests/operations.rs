@@ -9,8 +9,8 @@ use actix::{Actor, Context, Handler};
 use actix_memberlist::{
     AskError, Broadcast, Cluster, Config, Evidence, ForceLeave, JoinError, MemberEvent, MemberState,
     MemberState::{Alive, Dead, Left},
-    NodeId, Outcome, Ping, Pinged, Replay, SendError, SetPingPayload, SetTags, StartError, UpdateError,
-    UserBytes,
+    NodeId, Outcome, Ping, Pinged, Replay, SendError, Sender, SetPingPayload, SetTags, StartError,
+    UpdateError, UserBytes,
 };
 use memberlist_tests::{World, addr, drain, events, paused};
 use tokio::{
@@ -386,12 +386,33 @@ fn broadcasts_carry_the_new_run_and_those_of_the_old_one_are_still_the_nodes_own
         for (i, heard) in heard.iter_mut().enumerate() {
             let mut by_run = BTreeMap::new();
             while let Ok(bytes) = heard.try_recv() {
-                let actix_memberlist::Sender::Member(from) = bytes.from else { panic!() };
+                // What the old run said last is heard when the new one has taken its place.
+                let (Sender::Member(from) | Sender::Stranger(from)) = bytes.from else { panic!() };
                 *by_run.entry(from).or_insert(0) += 1;
             }
             let expected =
                 if i == 5 { BTreeMap::new() } else { [(old.clone(), 20), (new.clone(), 1)].into() };
             assert_eq!(by_run, expected, "n{i:03}");
         }
+    });
+}
+
+#[test]
+fn a_node_that_restarts_while_its_last_run_is_a_suspect_is_back_at_once() {
+    paused(async {
+        let mut world = World::cluster(77, Config::lan(), 3).await;
+        world.kill(1).await;
+        let suspected = |w: &World| w.state(0, 1) == Some(MemberState::Suspect);
+        world.wait_until(Duration::from_secs(20), suspected).await.expect("it is suspected");
+        world.nodes[1] = world.builder(1).seed(4242).start().await.expect("it starts again");
+        world.nodes[1].join(&["10.0.0.1:7946"]).await.expect("it joins");
+        let id = world.nodes[1].view().local().id.clone();
+        let back = |w: &World| {
+            [0, 2].iter().all(|i| {
+                w.nodes[*i].view().get("n001").is_some_and(|m| m.id == id && m.state == MemberState::Alive)
+            })
+        };
+        // The suspicion of the last run would have gone on for four seconds.
+        world.wait_until(Duration::from_millis(1500), back).await.expect("everybody has the new run");
     });
 }

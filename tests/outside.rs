@@ -81,7 +81,7 @@ impl Stranger {
         stream.write_all(&question).await.expect("it reads");
         let mut answer = vec![0; stream.read_u32_le().await.ok()? as usize];
         stream.read_exact(&mut answer).await.expect("it answers");
-        let state = State::decode(answer.into()).expect("a state").expect("no refusal");
+        let state = State::decode(answer.into(), "me").expect("a state").expect("no refusal");
         // A joiner has the last word.
         stream.write_all(&[0; 4]).await.expect("it listens");
         Some(state)
@@ -132,7 +132,7 @@ fn who_sends_its_state_gets_the_one_from_before_and_is_known_after() {
         let len = stream.read_u32_le().await.expect("it answers");
         let mut answer = vec![0; len as usize];
         stream.read_exact(&mut answer).await.expect("it answers");
-        let mut state = State::decode(answer.into()).expect("a state").expect("no refusal");
+        let mut state = State::decode(answer.into(), "me").expect("a state").expect("no refusal");
         assert!(world.nodes[0].view().get("stranger").is_none(), "a joiner has the last word");
         stream.write_all(&[0; 4]).await.expect("it listens");
         assert_eq!(state.header.members, 1, "its own record alone");

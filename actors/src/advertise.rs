@@ -116,7 +116,7 @@ pub(crate) fn settle(
     let ip = addr.ip();
     let bad = |limit| Err(ConfigError::new(field, addr.to_string(), limit));
     let warning = match kind(ip) {
-        Kind::Public | Kind::Private => None,
+        Kind::Public | Kind::Private => unlikely(bind.ip(), ip),
         Kind::Nobody => return bad("the address of one host, which others can reach"),
         Kind::Loopback if bind.ip().is_loopback() => None,
         Kind::Loopback if bind.ip().is_unspecified() => {
@@ -135,6 +135,19 @@ pub(crate) fn settle(
         return Err(ConfigError::new("cidrs_allowed", shown.join(", "), limit));
     }
     Ok(Advertised { addr, warning })
+}
+
+/// Why an address that others could reach is probably not where the node is.
+fn unlikely(bind: IpAddr, ip: IpAddr) -> Option<&'static str> {
+    if bind.is_loopback() {
+        Some("the node is bound to loopback: others reach it only if something forwards to it")
+    } else if bind.is_ipv4() && ip.is_ipv6() {
+        Some("it is an IPv6 address, and the node is bound to an IPv4 one")
+    } else if bind.is_ipv6() && !bind.is_unspecified() && ip.is_ipv4() {
+        Some("it is an IPv4 address, and the node is bound to an IPv6 one")
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -218,7 +231,11 @@ mod tests {
 
     #[test]
     fn an_address_that_nobody_reaches_is_an_error_and_one_that_some_reach_a_warning() {
-        let cases: [(&str, &str, Option<&str>); 18] = [
+        let cases: [(&str, &str, Option<&str>); 22] = [
+            ("127.0.0.1:1", "10.9.9.9:1", Some("bound to loopback")),
+            ("0.0.0.0:1", "[2a00:1450::1]:1", Some("IPv6 address")),
+            ("[2a00:1450::1]:1", "10.9.9.9:1", Some("IPv4 address")),
+            ("[::]:1", "10.9.9.9:1", None),
             ("10.0.0.1:1", "10.0.0.1:1", None),
             ("10.0.0.1:1", "8.8.4.4:1", None),
             ("127.0.0.1:1", "127.0.0.1:1", None),

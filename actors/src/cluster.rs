@@ -19,6 +19,7 @@ use memberlist_protocol::{
     wire::{
         codec,
         message::{Message as Wire, UserBroadcast},
+        shared::MAX_KEY,
     },
 };
 use tokio::sync::oneshot;
@@ -41,6 +42,9 @@ use crate::{
 
 /// Messages that wait for one handler of users' bytes.
 const HANDLER_QUEUE: usize = 1024;
+
+/// Bytes of a broadcast's name and of those that it replaces, one more for each.
+const MAX_NAMES: usize = 4096;
 
 /// Bytes that wait for one handler of users' bytes.
 const HANDLER_BYTES: usize = 4 << 20;
@@ -99,7 +103,8 @@ pub struct Broadcast {
     /// it goes by gossip; larger ones go over a stream to each member, at most
     /// [`Config::max_message_size`](crate::Config::max_message_size).
     pub bytes: Bytes,
-    /// Under this name it replaces an older one that still waits here, and is replaced by a newer one.
+    /// Under this name it replaces an older one that still waits here, and is replaced by a newer one. With
+    /// `replaces` it has at most 4,096 bytes, one more for each name.
     pub name: Option<String>,
     /// Broadcasts of these names that still wait here are dropped as well: memberlist's `Invalidates`.
     pub replaces: Vec<String>,
@@ -114,7 +119,8 @@ impl Broadcast {
 
 /// The fate of a broadcast: ready when this node has sent it as often as it should, or when it will not. One
 /// that goes over streams is done when each member has it or could not be reached; how many those were is
-/// counted as `undelivered`. Dropping it changes nothing.
+/// counted as `undelivered`. One that goes by gossip waits for as long as this node sends nothing: with gossip and
+/// probes off that is until others ask. Dropping it changes nothing.
 #[derive(Debug)]
 pub struct Spread(Outcome);
 
@@ -317,7 +323,7 @@ impl Cluster {
         let doors = self.doors();
         let queue = Queue::new(doors.config.subscriber_queue_depth, usize::MAX, Overflow::Refuse);
         let number = doors.number();
-        let pump: Pump = Box::pin(pump::pump(queue.clone(), to, |_| 0));
+        let pump: Pump = Box::pin(pump::pump(queue.clone(), to, doors.clone(), |_| 0));
         doors.delegates.insist(ToDelegates::Run(pump)).map_err(|_| Stopped)?;
         doors.node_events.add(number, queue);
         Ok(Subscription::new(number, Of::Node(Arc::downgrade(&doors.node_events))))
@@ -334,7 +340,7 @@ impl Cluster {
         let doors = self.doors();
         let queue = Queue::new(doors.config.subscriber_queue_depth, HANDLER_BYTES, Overflow::Refuse);
         let number = doors.number();
-        let pump: Pump = Box::pin(pump::pump(queue.clone(), to, |m: &Pinged| m.payload.len()));
+        let pump: Pump = Box::pin(pump::pump(queue.clone(), to, doors.clone(), |m: &Pinged| m.payload.len()));
         let listening = Subscribing { number, queue: Some(queue), replay: Replay::None, pump: Some(pump) };
         doors.delegates.insist(ToDelegates::Listen(listening)).map_err(|_| Stopped)?;
         Ok(Subscription::new(number, Of::Delegates(Arc::downgrade(&doors.delegates))))
@@ -361,7 +367,8 @@ impl Cluster {
         let doors = self.doors();
         let queue = Queue::new(HANDLER_QUEUE, HANDLER_BYTES, Overflow::Refuse);
         let number = doors.number();
-        let pump: Pump = Box::pin(pump::pump(queue.clone(), to, |m: &UserBytes| m.bytes.len()));
+        let pump: Pump =
+            Box::pin(pump::pump(queue.clone(), to, doors.clone(), |m: &UserBytes| m.bytes.len()));
         let serving = Subscribing { number, queue: Some(queue), replay: Replay::None, pump: Some(pump) };
         doors.delegates.insist(ToDelegates::Serve(serving)).map_err(|_| Stopped)?;
         Ok(Subscription::new(number, Of::Delegates(Arc::downgrade(&doors.delegates))))
@@ -373,11 +380,13 @@ impl Cluster {
     /// # Errors
     /// [`Stopped`].
     pub fn share<S: SharedState>(&self, to: Addr<S>) -> Result<Subscription, Stopped> {
+        const { assert!(!S::KEY.is_empty() && S::KEY.len() <= MAX_KEY, "a key has 1 to 255 bytes") };
         let doors = self.doors();
         let merges = Queue::new(HANDLER_QUEUE, HANDLER_BYTES, Overflow::Refuse);
         let number = doors.number();
         let (export, merge) = (to.clone().recipient(), to.recipient());
-        let pump: Pump = Box::pin(pump::pump(merges.clone(), merge, |m: &Merge| m.state.len()));
+        let pump: Pump =
+            Box::pin(pump::pump(merges.clone(), merge, doors.clone(), |m: &Merge| m.state.len()));
         let sharing = Sharing { number, key: S::KEY, export, merges, pump: Some(pump) };
         doors.delegates.insist(ToDelegates::Share(sharing)).map_err(|_| Stopped)?;
         Ok(Subscription::new(number, Of::Delegates(Arc::downgrade(&doors.delegates))))
@@ -414,12 +423,16 @@ impl Cluster {
     ///
     /// # Errors
     /// [`SendError::TooLarge`] above [`Config::max_message_size`](crate::Config::max_message_size), or when it
-    /// is to go by gossip and no packet has room for it, [`SendError::Full`] when the node has too much
+    /// is to go by gossip and no packet has room for it, or its names take too much; [`SendError::Full`] when the node has too much
     /// to do, [`SendError::Stopped`].
     pub fn broadcast_bytes(&self, b: Broadcast) -> Result<Spread, SendError> {
         let doors = self.doors();
         let origin = self.view().local().id.clone();
         let message = UserBroadcast { origin, id: doors.number(), bytes: b.bytes };
+        let names = b.name.iter().chain(&b.replaces).map(|name| name.len() + 1).sum();
+        if names > MAX_NAMES {
+            return Err(SendError::TooLarge { len: names, max: MAX_NAMES });
+        }
         let (len, max) = (message.bytes.len(), doors.config.max_message_size);
         if len > max {
             return Err(SendError::TooLarge { len, max });

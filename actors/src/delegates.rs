@@ -14,7 +14,7 @@ use actix::{Actor, Context, Recipient, StreamHandler};
 use bytes::Bytes;
 use memberlist_protocol::{
     member::NodeId,
-    members::Change,
+    members::{Change, Ignored},
     seen::{Seen, Standing},
     view::View,
     wire::{
@@ -46,6 +46,8 @@ pub(crate) struct Kept {
     servers: Vec<(u64, Arc<Queue<UserBytes>>)>,
     /// Who is asked about newcomers.
     gate: Option<Recipient<Admit>>,
+    /// Each question that is open holds one of these.
+    asking: Rc<()>,
     shares: Vec<Sharing>,
     listeners: Vec<(u64, Arc<Queue<Pinged>>)>,
     /// The view after the last event that was told.
@@ -61,6 +63,7 @@ impl Kept {
             subscribers: Vec::new(),
             servers: Vec::new(),
             gate,
+            asking: Rc::default(),
             shares: Vec::new(),
             listeners: Vec::new(),
             view,
@@ -113,7 +116,7 @@ impl Delegates {
             ToDelegates::Events { changes, view } => self.tell(&changes, view),
             ToDelegates::User(message) => {
                 if let Some(message) = self.unseen(message) {
-                    self.serve(Sender::Member(message.origin.clone()), &message.bytes, false);
+                    self.serve(self.origin(&message.origin), &message.bytes, false);
                     self.ring.news(&self.ring.queue, ToQueue::Forward(message));
                 }
             }
@@ -259,11 +262,19 @@ impl Delegates {
         self.ring.view.borrow().local().id == *id
     }
 
-    /// Who sends something: a member, if there is one of that name and run.
+    /// Who sends something: a member, if there is one of that name and run on that host.
     fn sender(&self, claimed: NodeId, addr: SocketAddr) -> Sender {
         match present(&self.ring, &claimed) {
-            Some(_) => Sender::Member(claimed),
-            None => Sender::Address(addr),
+            Some(member) if member.addr.ip() == addr.ip() => Sender::Member(claimed),
+            _ => Sender::Address(addr),
+        }
+    }
+
+    /// Who broadcasts something, which others have passed on.
+    fn origin(&self, claimed: &NodeId) -> Sender {
+        match self.ring.view.borrow().get(claimed.name()) {
+            Some(member) if member.id == *claimed => Sender::Member(claimed.clone()),
+            _ => Sender::Stranger(claimed.clone()),
         }
     }
 
@@ -296,7 +307,7 @@ impl Delegates {
             Address::Direct { from: claimed, .. } => self.serve(self.sender(claimed, from), &bytes, true),
             // Its origin sends it to each member itself.
             Address::Broadcast { origin, id } => match self.unseen(UserBroadcast { origin, id, bytes }) {
-                Some(message) => self.serve(Sender::Member(message.origin), &message.bytes, true),
+                Some(message) => self.serve(self.origin(&message.origin), &message.bytes, true),
                 None => Receipt::Taken,
             },
         }
@@ -305,6 +316,11 @@ impl Delegates {
     /// Asks the application. The node does not wait for it; no answer is a no.
     fn admit(&self, question: Admit, asker: Asker) {
         let Some(gate) = self.kept.borrow().gate.clone() else { return answer(&self.ring, asker, Ok(())) };
+        let asking = self.kept.borrow().asking.clone();
+        if Rc::strong_count(&asking) > self.ring.config.admit_queue_depth + 2 {
+            self.ring.counters.drop(Ignored::GateCrowded);
+            return answer(&self.ring, asker, Err("too many ask to be let in".to_owned()));
+        }
         let what = match &question {
             Admit::Member(member) => {
                 format!("Admit::Member for {} at {}", logs::node(&member.id), member.addr)
@@ -314,6 +330,7 @@ impl Delegates {
         let ring = self.ring.clone();
         self.ring.spawn("question", async move {
             let verdict = questions::ask(&ring, what, &gate, question).await;
+            drop(asking);
             let none = || Err("the application did not answer".to_owned());
             answer(&ring, asker, verdict.unwrap_or_else(none).map_err(|reason| shortened(&reason)));
         });

@@ -97,9 +97,10 @@ fn list(failed: &[(String, JoinError)]) -> String {
     text.join("; ")
 }
 
+/// The first characters, without those that could forge another line: seeds may come from a file or a command.
 fn cut(text: &str, max: usize) -> String {
-    let mut short: String = text.chars().take(max).collect();
-    if short.len() < text.len() {
+    let mut short: String = text.chars().take(max).flat_map(char::escape_debug).collect();
+    if text.chars().nth(max).is_some() {
         short.push('…');
     }
     short
@@ -158,6 +159,9 @@ pub enum SendError {
         /// Bytes that fit.
         max: usize,
     },
+    /// The address is outside the networks of [`Config::cidrs_allowed`](crate::Config::cidrs_allowed).
+    #[error("{0} is outside the networks that are allowed")]
+    NotAllowed(SocketAddr),
     /// The peer is not there any more.
     #[error("the peer is gone")]
     Gone,

@@ -194,8 +194,12 @@ impl UserBytes {
 /// Who sent something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sender {
-    /// A member.
+    /// A member, by the name that it gives; a message from one node to another has to come from the host where
+    /// the member is. As long as packets are not sealed, whoever can send from there can claim to be it.
     Member(NodeId),
+    /// A node that is no member here, by the name that it gives: it has broadcast something, which members have
+    /// passed on.
+    Stranger(NodeId),
     /// Somebody of whom only the address is known.
     Address(SocketAddr),
 }

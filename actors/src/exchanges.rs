@@ -24,7 +24,7 @@ use memberlist_protocol::{
         state::{OwnBytes, Refusal, State},
     },
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{sync::oneshot, task::yield_now, time::Instant};
 
 use crate::{
     errors::JoinError,
@@ -36,15 +36,19 @@ use crate::{
     streams::{Failure, Line, Permit, ask, count, dial},
 };
 
+/// Members of a state that are read in one turn.
+const READ_PER_TURN: usize = 1024;
+
 /// Longest refusal: a number and a reason.
 const MAX_REFUSAL: usize = 1024;
 
 /// Serves a peer that has dialled.
 pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
     let bytes = line.frame(ring.config.max_state_size).await?;
-    ring.counters.size_remote.observe_value(bytes.len() as u64);
-    let Ok(peer) = State::decode(bytes)? else { return Err(WireError::Kind.into()) };
+    let len = bytes.len() as u64;
+    let Ok(peer) = read(ring, bytes).await? else { return Err(WireError::Kind.into()) };
     peer.sender()?;
+    ring.counters.size_remote.observe_value(len);
     let (joining, tentative) = (peer.header.join, peer.header.tentative);
     let (user, id) = (peer.user.clone(), peer.header.from.clone());
     let answer = match admit(ring, &peer, from).await {
@@ -69,7 +73,7 @@ pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) 
     if tentative {
         let last_word = line.frame(MAX_REFUSAL).await?;
         if !last_word.is_empty() {
-            let refusal = State::decode(last_word)?.err().ok_or(WireError::Kind)?;
+            let refusal = State::begin(last_word)?.err().ok_or(WireError::Kind)?;
             ring.counters.drop(Lost::JoinRefused);
             let (peer, why) = (logs::node(&id), logs::text(refusal));
             say!(ring, Kind::Refused, warn, %peer, %from, %why, "a joiner refuses this node");
@@ -99,7 +103,7 @@ pub(crate) async fn push_pull(
         Failure::Timeout => JoinError::Timeout,
         failure => JoinError::Unreachable(addr, failure.to_string()),
     })?;
-    let mut line = Line { ring, connection, limit };
+    let mut line = Line::new(ring, connection);
     let exchanged = async {
         let head = State::head(&own.header, shared.len());
         let open = ring.envelope.open_stream(StreamKind::PushPull);
@@ -113,9 +117,10 @@ pub(crate) async fn push_pull(
         }
         written?;
         let bytes = line.answer(ring.config.max_state_size).await?;
-        ring.counters.size_remote.observe_value(bytes.len() as u64);
-        let answer = State::decode(bytes)?;
+        let len = bytes.len() as u64;
+        let answer = read(ring, bytes).await?;
         if let Ok(peer) = &answer {
+            ring.counters.size_remote.observe_value(len);
             peer.sender()?;
         }
         Ok(answer)
@@ -162,15 +167,38 @@ pub(crate) async fn push_pull(
     Ok(id)
 }
 
+/// Reads a full state, some of it in each turn, so that a large one does not keep the node from all else.
+async fn read(ring: &Shared, bytes: Bytes) -> Result<Result<State, Refusal>, WireError> {
+    let own = ring.view.borrow().local().id.shared_name().clone();
+    let mut unchecked = match State::begin(bytes)? {
+        Ok(unchecked) => unchecked,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    loop {
+        match unchecked.check(READ_PER_TURN, &own)? {
+            Ok(state) => return Ok(Ok(state)),
+            Err(rest) => unchecked = rest,
+        }
+        yield_now().await;
+    }
+}
+
 /// Asks the application about a join, and about the peer itself if it is a newcomer. Says whether it was asked
 /// about the peer.
 async fn admit(ring: &Shared, peer: &State, addr: SocketAddr) -> Result<bool, Refusal> {
     if !ring.gated {
         return Ok(false);
     }
-    let members = |remembered: Remembered| Arc::new(member(remembered, now()));
     if peer.header.join {
-        let members = peer.members().map(members).collect();
+        let (mut rest, mut members) = (peer.clone(), Vec::new());
+        while members.len() < ring.config.max_members
+            && let Some(remembered) = rest.next_member()
+        {
+            members.push(Arc::new(member(remembered, now())));
+            if members.len().is_multiple_of(READ_PER_TURN) {
+                yield_now().await;
+            }
+        }
         veto(ring, Admit::Merge { from: addr, members }).await?;
     }
     let sender = peer.sender().map_err(|_| Refusal::Wire)?;
@@ -184,7 +212,11 @@ async fn admit(ring: &Shared, peer: &State, addr: SocketAddr) -> Result<bool, Re
     if known {
         return Ok(false);
     }
-    veto(ring, Admit::Member(members(sender))).await?;
+    // Outside of a join it waits at the gate like any other newcomer.
+    if !peer.header.join {
+        return Ok(false);
+    }
+    veto(ring, Admit::Member(Arc::new(member(sender, now())))).await?;
     Ok(true)
 }
 

@@ -125,6 +125,9 @@ impl Handle {
     pub(crate) async fn ping(&self, name: &str, addr: SocketAddr) -> Result<Duration, AskError> {
         let addr = canonical(addr);
         check_name(name).and_then(|()| check_addr(addr, addr)).map_err(AskError::Target)?;
+        if !self.doors.config.allows(addr.ip()) {
+            return Err(AskError::Send(SendError::NotAllowed(addr)));
+        }
         let (reply, answer) = oneshot::channel();
         self.doors.detector.command(ToDetector::Ask { name: name.into(), addr, reply }).map_err(
             |refused| {

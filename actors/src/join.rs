@@ -221,7 +221,9 @@ impl Joining {
     async fn in_turn<T>(&self, turns: &Semaphore, work: impl Future<Output = T>) -> Result<T, JoinError> {
         let turn = turns.acquire().await.map_err(|_| JoinError::Stopped)?;
         let mut work = pin!(work);
-        if let Ok(done) = timeout(SLOW, &mut work).await {
+        // Where answers take longer, so does what is slow.
+        let slow = SLOW.max(self.doors.config.probe_timeout / 2);
+        if let Ok(done) = timeout(slow, &mut work).await {
             return Ok(done);
         }
         let _waiting = self.waiting.try_acquire().map_err(|_| JoinError::Timeout)?;
@@ -307,7 +309,14 @@ async fn enough(
     if !reached.is_empty() {
         return Ok(reached);
     }
-    Err(outcomes.into_iter().find_map(Result::err).unwrap_or(JoinError::NoSeeds))
+    // A node that says no says more than an address at which there is none.
+    let mut errors: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    errors.sort_by_key(|error| match error {
+        JoinError::Refused(_) => 0,
+        JoinError::NoAnswer(_) | JoinError::Garbled(..) => 1,
+        _ => 2,
+    });
+    Err(errors.into_iter().next().unwrap_or(JoinError::NoSeeds))
 }
 
 /// Runs futures side by side.

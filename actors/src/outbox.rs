@@ -47,7 +47,7 @@ impl Fate {
     pub(crate) fn end(self, outcome: Result<(), NotSent>) {
         match self {
             Self::One(reply) => drop(reply.send(outcome)),
-            Self::Part(part) => part.end(outcome.is_ok()),
+            Self::Part(part) => part.end(outcome),
         }
     }
 
@@ -55,7 +55,7 @@ impl Fate {
     fn is_void(&self) -> bool {
         match self {
             Self::One(_) => false,
-            Self::Part(part) => part.fanout.void.load(Ordering::Relaxed),
+            Self::Part(part) => part.fanout.is_void(),
         }
     }
 }
@@ -63,7 +63,8 @@ impl Fate {
 /// A broadcast that is too large for gossip, on its way to each member.
 pub(crate) struct Fanout {
     left: AtomicUsize,
-    reached: AtomicUsize,
+    /// The best that has become of any part.
+    best: Mutex<Option<Result<(), NotSent>>>,
     /// Bytes of the broadcast, which all its parcels share.
     pub(crate) len: usize,
     void: AtomicBool,
@@ -75,7 +76,7 @@ impl Fanout {
     pub(crate) fn new(members: usize, len: usize, spread: Reply<Result<(), NotSent>>) -> Arc<Self> {
         Arc::new(Self {
             left: members.into(),
-            reached: 0.into(),
+            best: Mutex::default(),
             len,
             void: false.into(),
             spread: Mutex::new(Some(spread)),
@@ -83,13 +84,17 @@ impl Fanout {
     }
 
     pub(crate) fn part(self: &Arc<Self>) -> Part {
-        Part { fanout: self.clone(), reached: false }
+        Part { fanout: self.clone(), outcome: Err(NotSent::Unknown(Cause::Lost)) }
     }
 
     /// A newer broadcast takes its place.
     pub(crate) fn invalidate(&self) {
         self.void.store(true, Ordering::Relaxed);
         self.tell(Err(NotSent::Never(Cause::Invalidated)));
+    }
+
+    pub(crate) fn is_void(&self) -> bool {
+        self.void.load(Ordering::Relaxed)
     }
 
     fn tell(&self, outcome: Result<(), NotSent>) {
@@ -103,22 +108,29 @@ impl Fanout {
 /// The part of a broadcast that is for one member.
 pub(crate) struct Part {
     fanout: Arc<Fanout>,
-    reached: bool,
+    outcome: Result<(), NotSent>,
 }
 
 impl Part {
-    fn end(mut self, reached: bool) {
-        self.reached = reached;
+    fn end(mut self, outcome: Result<(), NotSent>) {
+        self.outcome = outcome;
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
         let fanout = &self.fanout;
-        fanout.reached.fetch_add(usize::from(self.reached), Ordering::Relaxed);
+        let mut best = fanout.best.lock().unwrap_or_else(PoisonError::into_inner);
+        *best = Some(match (*best, self.outcome) {
+            (Some(Ok(())), _) | (_, Ok(())) => Ok(()),
+            // That one may have got it says more than that another surely has not.
+            (Some(Err(NotSent::Unknown(cause))), _) => Err(NotSent::Unknown(cause)),
+            (_, outcome) => outcome,
+        });
+        let outcome = best.unwrap_or(self.outcome);
+        drop(best);
         if fanout.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let any = fanout.reached.load(Ordering::Relaxed) > 0;
-            fanout.tell(if any { Ok(()) } else { Err(NotSent::Unknown(Cause::LinkLost)) });
+            fanout.tell(outcome);
         }
     }
 }
@@ -170,17 +182,17 @@ impl Outbox {
     }
 
     /// Queues a parcel for a peer.
-    pub(crate) fn send(&self, to: &NodeId, parcel: Parcel) -> Result<(), (SendError, Parcel)> {
+    pub(crate) fn send(&self, to: &NodeId, parcel: Parcel) -> Result<(), (SendError, Fate)> {
         let mut waiting = self.lock();
         if waiting.closed {
-            return Err((SendError::Stopped, parcel));
+            return Err((SendError::Stopped, parcel.fate));
         }
         let Waiting { lanes, idle, .. } = &mut *waiting;
         let lane = lanes.entry(to.clone()).or_default();
         let fits = lane.parcels.len() < self.max
             && (lane.bytes + parcel.bytes.len() <= self.max_bytes || lane.parcels.is_empty());
         if !fits {
-            return Err((SendError::Full, parcel));
+            return Err((SendError::Full, parcel.fate));
         }
         if !lane.running && lane.parcels.is_empty() {
             idle.push_back(to.clone());
@@ -234,6 +246,21 @@ impl Outbox {
         !waiting.casts.is_empty() || (room && !waiting.idle.is_empty())
     }
 
+    /// Drops what need not be sent any more.
+    pub(crate) fn purge(&self) {
+        let mut waiting = self.lock();
+        let mut void = Vec::new();
+        for lane in waiting.lanes.values_mut().filter(|lane| lane.parcels.iter().any(|p| p.fate.is_void())) {
+            let (gone, left): (VecDeque<_>, _) =
+                std::mem::take(&mut lane.parcels).into_iter().partition(|parcel| parcel.fate.is_void());
+            lane.parcels = left;
+            lane.bytes = lane.parcels.iter().map(|parcel| parcel.bytes.len()).sum();
+            void.push(gone);
+        }
+        drop(waiting);
+        drop(void);
+    }
+
     /// Takes nothing more, and drops what waits, so that whoever waits for it learns of that.
     pub(crate) fn close(&self) {
         let mut waiting = self.lock();
@@ -272,6 +299,11 @@ impl Run {
                 return Some(parcel);
             }
         }
+    }
+
+    /// Whether other lanes want a task.
+    pub(crate) fn others_wait(&self) -> bool {
+        !self.outbox.lock().idle.is_empty()
     }
 
     fn pop(&self) -> Option<Parcel> {
@@ -375,13 +407,26 @@ mod tests {
         let (reply, mut spread) = oneshot::channel();
         let fanout = Fanout::new(2, 1, reply);
         let (first, second) = (fanout.part(), fanout.part());
-        first.end(false);
+        first.end(Err(NotSent::Never(Cause::LinkLost)));
         assert!(spread.try_recv().is_err());
-        second.end(true);
+        second.end(Ok(()));
         assert_eq!(spread.try_recv(), Ok(Ok(())));
 
         let (reply, mut spread) = oneshot::channel();
         let fanout = Fanout::new(1, 1, reply);
+        for (outcomes, end) in [
+            ([NotSent::Never(Cause::NoHandler); 2], NotSent::Never(Cause::NoHandler)),
+            (
+                [NotSent::Unknown(Cause::LinkLost), NotSent::Never(Cause::Busy)],
+                NotSent::Unknown(Cause::LinkLost),
+            ),
+        ] {
+            let (reply, mut spread) = oneshot::channel();
+            let fanout = Fanout::new(2, 1, reply);
+            outcomes.into_iter().for_each(|outcome| fanout.part().end(Err(outcome)));
+            assert_eq!(spread.try_recv(), Ok(Err(end)));
+        }
+
         let address = Address::Broadcast { origin: id("me"), id: 1 };
         let part = Parcel { address, bytes: Bytes::new(), fate: Fate::Part(fanout.part()) };
         let outbox = outbox();

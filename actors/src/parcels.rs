@@ -26,7 +26,11 @@ use crate::{
     peer::present,
     ring::Shared,
     streams::{Failure, Line, Permit, count, dial},
+    transport::Open,
 };
+
+/// Parcels after which a lane lets another one have its stream.
+const PARCELS_PER_RUN: usize = 64;
 
 /// Room for an address in front of a user's bytes: two names and two runs.
 const MAX_ADDRESS: usize = 1024;
@@ -34,7 +38,11 @@ const MAX_ADDRESS: usize = 1024;
 /// Empties a lane, and ends when there is nothing in it.
 pub(crate) async fn run(ring: Shared, permit: Permit, lane: Run) {
     let mut open: Option<Line<'_>> = None;
-    while let Some(parcel) = lane.next() {
+    let mut turn = 0..PARCELS_PER_RUN;
+    // When others wait for a stream, it is their turn after a while; what is left here waits for the next.
+    while (turn.next().is_some() || !lane.others_wait())
+        && let Some(parcel) = lane.next()
+    {
         let Some(member) = present(&ring, &lane.peer) else {
             let outcome = NotSent::Never(gone(&ring, &lane));
             parcel.fate.end(Err(outcome));
@@ -84,11 +92,7 @@ fn gone(ring: &Shared, lane: &Run) -> Cause {
 }
 
 async fn connect(ring: &Shared, addr: SocketAddr) -> Result<Line<'_>, Failure> {
-    let mut line = Line {
-        ring,
-        connection: dial(ring, addr, ring.config.tcp_timeout).await?,
-        limit: ring.config.tcp_timeout,
-    };
+    let mut line = Line::new(ring, dial(ring, addr, ring.config.tcp_timeout).await?);
     line.open(StreamKind::User).await?;
     Ok(line)
 }
@@ -111,9 +115,14 @@ fn outcome(receipt: Receipt) -> Result<(), NotSent> {
 }
 
 /// Serves a stream of users' bytes until the other side ends it.
-pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
+pub(crate) async fn serve(
+    ring: &Shared,
+    open: &Open,
+    line: &mut Line<'_>,
+    from: SocketAddr,
+) -> Result<(), Failure> {
     let max = ring.config.max_message_size.saturating_add(MAX_ADDRESS);
-    while let Some(mut bytes) = line.next_frame(max).await? {
+    while let Some(mut bytes) = line.next_frame_or_way(max, open).await? {
         let (address, used) = codec::decode_address(&bytes)?;
         let bytes = bytes.split_off(used);
         if bytes.len() > ring.config.max_message_size {

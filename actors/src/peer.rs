@@ -68,7 +68,8 @@ impl Peer {
         cast(self.handle.doors(), member.addr, Some(self.id.clone()), bytes)
     }
 
-    /// Sends bytes over a stream, in the order of the calls, and tells what has become of them. memberlist's
+    /// Sends bytes over a stream, in the order of the calls, and tells what has become of them. After one that
+    /// has ended as `Unknown`, that one may still arrive behind later ones. memberlist's
     /// `SendReliable`, with an answer.
     ///
     /// # Errors
@@ -119,6 +120,9 @@ pub(crate) fn cast(
     to: Option<NodeId>,
     bytes: Bytes,
 ) -> Result<(), SendError> {
+    if !doors.config.allows(addr.ip()) {
+        return Err(SendError::NotAllowed(addr));
+    }
     let from = doors.view.borrow().local().id.clone();
     let (len, max) = (bytes.len(), doors.max_broadcast.load(Relaxed));
     let message = Message::Direct(Direct { from, to, bytes });
@@ -161,8 +165,8 @@ impl Future for Outcome {
     }
 }
 
-/// The fate of a message to a peer: `Ok` when its handlers will get it, `Never` when they surely will not.
-/// Dropping it changes nothing.
+/// The fate of a message to a peer: `Ok` when it lies in the queue of a handler there, `Never` when none surely
+/// gets it. A handler that stops takes along what lies in its queue. Dropping it changes nothing.
 #[derive(Debug)]
 pub struct Sent(Outcome);
 

@@ -17,6 +17,8 @@ use crate::{
     events::{MemberEvent, NodeEvent, Replay},
     inbox::Inbox,
     messages::ToDelegates,
+    metrics::Lost,
+    ring::Doors,
 };
 
 /// What a queue does with more than it can hold.
@@ -103,13 +105,14 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Ends at once.
-    pub(crate) fn abandon(&self) {
+    /// Ends at once, and says how many items nobody will get.
+    pub(crate) fn abandon(&self) -> usize {
         let mut waiting = self.lock();
-        waiting.items.clear();
+        let items = std::mem::take(&mut waiting.items);
         waiting.lagged = false;
         drop(waiting);
         self.close();
+        items.len()
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -197,14 +200,14 @@ pub(crate) async fn pump_events(mut events: Events, to: Recipient<MemberEvent>) 
 }
 
 /// Empties a queue of what is never forgotten into a mailbox.
-pub(crate) async fn pump<T>(queue: Arc<Queue<T>>, to: Recipient<T>, size: fn(&T) -> usize)
+pub(crate) async fn pump<T>(queue: Arc<Queue<T>>, to: Recipient<T>, doors: Arc<Doors>, size: fn(&T) -> usize)
 where
     T: actix::Message<Result = ()> + Send,
 {
     while let Some(next) = std::future::poll_fn(|cx| queue.poll_next(cx, size)).await {
         let Next::Item(item) = next else { continue };
         if to.send(item).await.is_err() && !to.connected() {
-            queue.abandon();
+            doors.counters.drop_many(Lost::HandlerGone, 1 + queue.abandon());
             return;
         }
     }

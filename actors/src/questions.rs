@@ -25,9 +25,11 @@ pub enum Admit {
     /// A member whose name is seen for the first time, that comes back from dead or left, or that has moved
     /// to another address. What is said of it waits; nobody else does. A no holds for a minute, or until it
     /// comes back with a higher incarnation. It keeps the member out of this node's view only: each node
-    /// asks its own application.
+    /// asks its own application. What a member that was let in says about itself later, such as new tags, is
+    /// told as an event and not asked about.
     Member(Arc<Member>),
-    /// A join, on both sides of it. A no cancels the join on both sides.
+    /// A join, on both sides of it. A no cancels the join on both sides. A joiner is asked about at each join,
+    /// also as a member.
     Merge {
         /// Where the other side is.
         from: SocketAddr,
@@ -89,7 +91,8 @@ pub struct Merge {
 /// }
 /// ```
 pub trait SharedState: Actor<Context = Context<Self>> + Handler<Export> + Handler<Merge> {
-    /// Under which name the state travels: 1 to 255 bytes, the same on all nodes. At most 64 keys are shared.
+    /// Under which name the state travels: 1 to 255 bytes, or the program does not compile; the same on all
+    /// nodes. At most 64 keys are shared; what is beyond is not sent, and counted.
     const KEY: &'static str;
 }
 
@@ -120,7 +123,7 @@ where
     M: Message + Send + 'static,
     M::Result: Send,
 {
-    let limit = ring.config.question_timeout;
+    let limit = ring.config.question_limit();
     match timeout(limit, to.send(question)).await {
         Ok(Ok(answer)) => Some(answer),
         Ok(Err(_)) => {

@@ -133,15 +133,14 @@ impl BroadcastQueue {
                 }
             }
             ToQueue::Broadcast { name, replaces, message, spread } => {
-                self.invalidate_large(name.as_deref(), &replaces);
                 if message.bytes.len() <= ring.config.gossiped_broadcast_size {
+                    self.invalidate_large(name.as_deref(), &replaces);
                     let ticket = Some(Ticket { queued: now(), user: true, spread: Some(spread) });
                     self.user(message, |gossip, bytes, ended| {
                         gossip.user(name, &replaces, bytes, ticket, ended)
                     });
                 } else {
-                    self.kept.borrow_mut().gossip.invalidate(name.as_deref(), &replaces, ended);
-                    self.fan_out(name, message, spread);
+                    self.fan_out(name, &replaces, message, spread);
                 }
             }
             ToQueue::Forward(message) => {
@@ -175,7 +174,7 @@ impl BroadcastQueue {
     /// Broadcasts of these names that are on their way over streams are sent to nobody else.
     fn invalidate_large(&self, name: Option<&str>, replaces: &[String]) {
         let mut kept = self.kept.borrow_mut();
-        kept.large.retain(|fanout| fanout.strong_count() > 0);
+        let before = kept.fanouts.len();
         kept.fanouts.retain(|(known, fanout)| {
             let old = name == Some(&**known) || replaces.iter().any(|name| *name == **known);
             match fanout.upgrade() {
@@ -185,11 +184,18 @@ impl BroadcastQueue {
             }
             false
         });
+        if kept.fanouts.len() < before {
+            self.ring.outbox.purge();
+        }
+        kept.large.retain(|fanout| fanout.upgrade().is_some_and(|fanout| !fanout.is_void()));
     }
 
     /// A broadcast that is too large for gossip goes to each member by itself.
-    fn fan_out(&self, name: Option<Arc<str>>, m: UserBroadcast, spread: Spread) {
+    fn fan_out(&self, name: Option<Arc<str>>, replaces: &[String], m: UserBroadcast, spread: Spread) {
         let (ring, len) = (&self.ring, m.bytes.len());
+        // Those that this one replaces make room for it.
+        self.invalidate_large(name.as_deref(), replaces);
+        self.kept.borrow_mut().gossip.invalidate(name.as_deref(), replaces, ended);
         let waiting: Vec<_> = self.kept.borrow().large.iter().filter_map(Weak::upgrade).collect();
         let bytes: usize = waiting.iter().map(|fanout| fanout.len).sum();
         let room = waiting.is_empty() || bytes + len <= ring.config.peer_queue_bytes;
@@ -208,8 +214,9 @@ impl BroadcastQueue {
         for member in others {
             let address = Address::Broadcast { origin: m.origin.clone(), id: m.id };
             let parcel = Parcel { address, bytes: m.bytes.clone(), fate: Fate::Part(fanout.part()) };
-            if ring.outbox.send(&member.id, parcel).is_err() {
+            if let Err((_, fate)) = ring.outbox.send(&member.id, parcel) {
                 ring.counters.drop(Lost::Undelivered);
+                fate.end(Err(NotSent::Never(Cause::Busy)));
             }
         }
         let mut kept = self.kept.borrow_mut();
@@ -284,6 +291,10 @@ impl BroadcastQueue {
         let mut kept = self.kept.borrow_mut();
         let interval = self.ring.config.gossip_interval;
         let off = interval.is_zero() || self.ring.config.gossip_nodes == 0;
+        if off && self.ring.view.borrow().alive_count() == 1 {
+            // Whoever comes later gets the full state.
+            kept.gossip.finish(ended);
+        }
         kept.next_tick = match kept.next_tick {
             _ if off || kept.gossip.is_empty() => None,
             None => Some(kept.tick_after(now(), interval)),

@@ -21,7 +21,7 @@ use hickory_resolver::{
     system_conf::read_system_conf,
 };
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, Semaphore},
     time::{Instant, timeout},
 };
 
@@ -76,6 +76,9 @@ pub(crate) fn is_service(name: &str) -> bool {
 /// ```
 #[derive(Clone)]
 pub struct DnsResolver(Arc<Settings>);
+
+/// Questions to DNS servers at once, of all nodes of the process: each holds a socket.
+static QUESTIONS: Semaphore = Semaphore::const_new(64);
 
 enum Settings {
     Given(Arc<Setup>),
@@ -284,6 +287,7 @@ impl Asking {
         {
             return Err(io::Error::other(format!("no DNS server is known: {trouble}")));
         }
+        let _place = QUESTIONS.acquire().await.map_err(|_| io::Error::other("no more questions"))?;
         let lookup = self.dns.lookup(name.clone(), kind).await.map_err(said)?;
         let records: Vec<RData> = lookup.answers().iter().map(|record| record.data.clone()).collect();
         if records.is_empty() { Err(nothing()) } else { Ok(records) }

@@ -38,6 +38,9 @@ use crate::{
 /// Who waits for the answer to a ping, by its number.
 pub(crate) type Questions = BTreeMap<u32, Reply<Result<Duration, AskError>>>;
 
+/// All streams together may hold the memory of so many of the largest frames.
+const STREAM_BODIES: usize = 4;
+
 /// What the handle may touch from any thread: inboxes, counters, the view.
 pub(crate) struct Doors {
     pub(crate) config: Arc<Config>,
@@ -65,6 +68,8 @@ pub(crate) struct Doors {
     pub(crate) hooks: Hooks,
     /// What users send to single nodes.
     pub(crate) outbox: Arc<Outbox>,
+    /// Memory for what is being read from streams, in KiB.
+    pub(crate) bodies: tokio::sync::Semaphore,
     /// States that the application shares.
     pub(crate) shares: std::sync::atomic::AtomicUsize,
     /// Whether the application wants to be asked about newcomers.
@@ -112,6 +117,9 @@ impl Doors {
             chance: Mutex::new(chance),
             hooks,
             outbox: Arc::new(Outbox::new(&config)),
+            bodies: tokio::sync::Semaphore::new(
+                STREAM_BODIES * config.max_state_size.max(config.max_message_size).div_ceil(1024),
+            ),
             shares: 0.into(),
             gated,
             closing: watch::Sender::new(false),

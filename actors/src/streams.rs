@@ -16,7 +16,7 @@ use memberlist_protocol::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::oneshot,
+    sync::{SemaphorePermit, oneshot},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -29,15 +29,15 @@ use crate::{
     network::Connection,
     parcels,
     ring::Shared,
-    transport::Open,
+    transport::{Open, Use},
 };
 
 /// Room for one open stream.
-pub(crate) struct Permit(pub(crate) Rc<Open>);
+pub(crate) struct Permit(pub(crate) Rc<Open>, pub(crate) Use);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.release();
+        self.0.release(self.1);
     }
 }
 
@@ -77,9 +77,15 @@ pub(crate) struct Line<'a> {
     pub(crate) connection: Box<dyn Connection>,
     /// Time limit of each phase.
     pub(crate) limit: Duration,
+    /// Room for the bytes of the last frame.
+    held: Option<SemaphorePermit<'a>>,
 }
 
-impl Line<'_> {
+impl<'a> Line<'a> {
+    pub(crate) fn new(ring: &'a Shared, connection: Box<dyn Connection>) -> Self {
+        Self { ring, connection, limit: ring.config.tcp_timeout, held: None }
+    }
+
     async fn within<T>(limit: Duration, io: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
         timeout(limit, io).await.map_err(|_| Failure::Timeout)?.map_err(Failure::Broken)
     }
@@ -149,6 +155,39 @@ impl Line<'_> {
         }
     }
 
+    /// The next frame, unless the other side has ended the stream, or says nothing while others wait to be
+    /// accepted.
+    pub(crate) async fn next_frame_or_way(
+        &mut self,
+        max: usize,
+        open: &Open,
+    ) -> Result<Option<Bytes>, Failure> {
+        // What the last one took is free again.
+        self.held = None;
+        let mut patience =
+            tokio::time::interval_at(Instant::now() + self.limit / SILENT, self.limit / SILENT);
+        let mut first = [0];
+        let limit = self.limit;
+        let read = {
+            let mut read = std::pin::pin!(Self::within(limit, self.connection.read(&mut first)));
+            loop {
+                tokio::select! {
+                    biased;
+                    read = &mut read => break read?,
+                    _ = patience.tick() => if open.is_crowded() {
+                        return Ok(None);
+                    },
+                }
+            }
+        };
+        if read == 0 {
+            return Ok(None);
+        }
+        let mut rest = [0; 3];
+        self.read_exact(&mut rest).await?;
+        self.body([first[0], rest[0], rest[1], rest[2]], max).await.map(Some)
+    }
+
     /// The answer of whoever was dialled.
     pub(crate) async fn answer(&mut self, max: usize) -> Result<Bytes, Failure> {
         let len = self.length().await?.ok_or(WireError::Truncated)?;
@@ -172,11 +211,20 @@ impl Line<'_> {
             return Err(WireError::TooLong.into());
         }
         let deadline = Instant::now() + self.limit;
-        let mut body = Vec::new();
+        let (mut body, ring) = (Vec::new(), self.ring);
+        self.held = None;
         while body.len() < len {
             let at = body.len();
             if body.capacity() == at {
-                body.reserve_exact(at.clamp(*STEP.start(), *STEP.end()).min(len - at));
+                let step = at.clamp(*STEP.start(), *STEP.end()).min(len - at);
+                let kib = u32::try_from(step.div_ceil(1024)).unwrap_or(u32::MAX);
+                let room = timeout_at(deadline, ring.bodies.acquire_many(kib)).await;
+                let room = room.map_err(|_| Failure::Timeout)?.map_err(|_| Failure::Unserved)?;
+                match &mut self.held {
+                    Some(held) => held.merge(room),
+                    none => *none = Some(room),
+                }
+                body.reserve_exact(step);
             }
             let mut rest = (&mut self.connection).take((len - at) as u64);
             let read = timeout_at(deadline, rest.read_buf(&mut body)).await;
@@ -228,7 +276,7 @@ pub(crate) async fn ask<T>(
 
 /// Serves a stream that somebody opened.
 pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Connection>, from: SocketAddr) {
-    let mut line = Line { ring: &ring, connection, limit: ring.config.tcp_timeout };
+    let mut line = Line::new(&ring, connection);
     if let Err(failure) = served(&ring, &permit.0, &mut line, from).await {
         count(&ring, &failure);
         if matches!(failure, Failure::Wire(WireError::WireVersion)) {
@@ -265,7 +313,7 @@ pub(crate) fn count(ring: &Shared, failure: &Failure) {
 async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
     match line.kind(open).await? {
         StreamKind::PushPull => exchanges::serve(ring, line, from).await,
-        StreamKind::User => parcels::serve(ring, line, from).await,
+        StreamKind::User => parcels::serve(ring, open, line, from).await,
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;
             let Message::Ping(ping) = codec::decode(&bytes)? else { return Err(WireError::Kind.into()) };
@@ -299,7 +347,7 @@ pub(crate) async fn ping(
 ) -> bool {
     let exchange = async {
         let limit = ring.config.tcp_timeout;
-        let mut line = Line { ring, connection: dial(ring, addr, limit).await?, limit };
+        let mut line = Line::new(ring, dial(ring, addr, limit).await?);
         let from = ring.view.borrow().local().id.clone();
         let ping = Message::Ping(Ping { seq, target, from });
         let bytes = codec::encoded(&ping, MAX_PING).map_err(|_| WireError::TooLong)?;

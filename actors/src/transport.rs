@@ -84,9 +84,22 @@ impl Kept {
     }
 }
 
+/// What a stream is open for. Each use has a share of the room, so that none keeps the others out: users who
+/// send much do not keep a node from being joined, and those who dial it do not keep it from joining.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// The node's own pings and exchanges: they may take whatever is free.
+    Own,
+    /// Somebody else has dialled: at most half of the room.
+    Served,
+    /// Users' bytes on their way out: at most a quarter.
+    Lane,
+}
+
 /// How many streams are open.
 pub(crate) struct Open {
-    now: Cell<usize>,
+    /// By use.
+    now: [Cell<usize>; 3],
     max: usize,
     crowded: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -94,13 +107,19 @@ pub(crate) struct Open {
 
 impl Open {
     fn new(max: usize) -> Rc<Self> {
-        Rc::new(Self { now: Cell::new(0), max, crowded: Cell::default(), waker: RefCell::default() })
+        Rc::new(Self { now: Default::default(), max, crowded: Cell::default(), waker: RefCell::default() })
     }
 
-    /// Streams that others may take: a quarter of the room is the node's own, so that it can always ping and
-    /// join.
-    fn for_others(&self) -> usize {
-        self.max - self.max / 4
+    fn all(&self) -> usize {
+        self.now.iter().map(Cell::get).sum()
+    }
+
+    fn share(&self, of: Use) -> usize {
+        match of {
+            Use::Own => self.max,
+            Use::Served => self.max / 2,
+            Use::Lane => self.max / 4,
+        }
     }
 
     /// Whether others may be waiting to be accepted, for whom there is no room.
@@ -108,22 +127,24 @@ impl Open {
         self.crowded.get()
     }
 
-    /// Whether there is room for one more stream that is not the node's own.
-    fn has_room_for_others(&self) -> bool {
-        self.now.get() < self.for_others()
+    /// Whether there is room for one more stream of that use, when `waiting` have been promised some.
+    fn has_room(&self, of: Use, waiting: usize) -> bool {
+        self.all() + waiting < self.max && self.now[of as usize].get() + waiting < self.share(of)
     }
 
     /// Room for one more stream.
-    pub(crate) fn permit(self: &Rc<Self>) -> Option<Permit> {
-        if self.now.get() >= self.max {
-            return None;
-        }
-        self.now.set(self.now.get() + 1);
-        Some(Permit(self.clone()))
+    pub(crate) fn permit(self: &Rc<Self>, of: Use) -> Option<Permit> {
+        let room = self.has_room(of, 0);
+        room.then(|| {
+            let now = &self.now[of as usize];
+            now.set(now.get() + 1);
+            Permit(self.clone(), of)
+        })
     }
 
-    pub(crate) fn release(&self) {
-        self.now.set(self.now.get() - 1);
+    pub(crate) fn release(&self, of: Use) {
+        let now = &self.now[of as usize];
+        now.set(now.get() - 1);
         // Whoever waits to be accepted has a turn.
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
@@ -180,7 +201,7 @@ impl Transport {
                 let answered = move |ring: &Shared, answered| {
                     ring.command(ring.detector_inbox(), ToDetector::StreamPinged { seq, answered });
                 };
-                match self.permit() {
+                match self.permit(Use::Own) {
                     Some(permit) => {
                         let ring = self.ring.clone();
                         self.ring.spawn("stream ping", async move {
@@ -192,7 +213,7 @@ impl Transport {
                 }
             }
             ToTransport::PushPull { addr, why } => {
-                let Some(permit) = self.permit() else { return };
+                let Some(permit) = self.permit(Use::Own) else { return };
                 let ring = self.ring.clone();
                 self.ring.spawn("push/pull", async move {
                     if let Err(error) = exchanges::push_pull(&ring, permit, addr, why).await {
@@ -206,7 +227,9 @@ impl Transport {
                 let _ = reply.send(sent);
             }
             ToTransport::Join { addr, mut reply } => {
-                let Some(permit) = self.permit() else { return drop(reply.send(Err(JoinError::Busy))) };
+                let Some(permit) = self.permit(Use::Own) else {
+                    return drop(reply.send(Err(JoinError::Busy)));
+                };
                 let ring = self.ring.clone();
                 self.ring.spawn("join", async move {
                     let joined = tokio::select! {
@@ -221,8 +244,8 @@ impl Transport {
         }
     }
 
-    fn permit(&self) -> Option<Permit> {
-        let permit = self.kept.borrow().open.permit();
+    fn permit(&self, of: Use) -> Option<Permit> {
+        let permit = self.kept.borrow().open.permit(of);
         if permit.is_none() {
             self.ring.counters.drop(Lost::TooManyStreams);
             let max = self.ring.config.max_streams;
@@ -290,11 +313,11 @@ impl Transport {
     fn run_lanes(&self) {
         loop {
             let open = self.kept.borrow().open.clone();
-            if !open.has_room_for_others() {
+            if !open.has_room(Use::Lane, 0) {
                 return;
             }
             let Some(lane) = self.ring.outbox.next_lane() else { return };
-            let Some(permit) = open.permit() else { return };
+            let Some(permit) = open.permit(Use::Lane) else { return };
             self.ring.spawn("parcels", parcels::run(self.ring.clone(), permit, lane));
         }
     }
@@ -396,7 +419,7 @@ impl Transport {
     fn serve_accepted(&self) {
         loop {
             let Some((connection, from)) = self.kept.borrow_mut().accepted.pop_front() else { return };
-            let Some(permit) = self.permit() else { return };
+            let Some(permit) = self.permit(Use::Served) else { return };
             up(&self.ring.counters.streams_accepted);
             self.ring.hooks.strike(TRANSPORT, "stream");
             let ring = self.ring.clone();
@@ -406,7 +429,7 @@ impl Transport {
 
     fn set_alarm(&self) {
         let kept = self.kept.borrow();
-        self.ring.counters.streams_open.store(kept.open.now.get() as u64, Relaxed);
+        self.ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
         let until = [kept.reading.until, kept.accepting.until].into_iter().flatten().min();
         self.alarm.set(until.map(Instant::into_std));
     }
@@ -418,9 +441,7 @@ impl Transport {
             let mut kept = kept.borrow_mut();
             let mut shut_out = 0;
             let readable = kept.reading.is_over() && endpoint.poll_readable(cx).is_ready();
-            while kept.accepting.is_over()
-                && kept.open.now.get() + kept.accepted.len() < kept.open.for_others()
-            {
+            while kept.accepting.is_over() && kept.open.has_room(Use::Served, kept.accepted.len()) {
                 match endpoint.poll_accept(cx) {
                     Poll::Ready(Ok((connection, from))) => {
                         kept.accepting.end();
@@ -447,9 +468,9 @@ impl Transport {
                     Poll::Pending => break,
                 }
             }
-            kept.open.crowded.set(kept.open.now.get() + kept.accepted.len() >= kept.open.for_others());
+            kept.open.crowded.set(!kept.open.has_room(Use::Served, kept.accepted.len()));
             *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
-            let users = ring.outbox.is_ready(kept.open.has_room_for_others(), cx.waker());
+            let users = ring.outbox.is_ready(kept.open.has_room(Use::Lane, 0), cx.waker());
             readable || users || !kept.accepted.is_empty()
         })
     }

@@ -150,6 +150,8 @@ impl Members {
         }
         let message = match record.state {
             MemberState::Alive => Message::Alive(Alive::of(record)),
+            // What is said of the run before it does not concern it. That its name is taken does: it outbids that.
+            MemberState::Suspect if record.id != m.id => Message::Alive(Alive::of(record)),
             MemberState::Suspect => Message::Suspect(self.own_suspicion(record, Evidence::Hearsay)),
             MemberState::Dead | MemberState::Left => Message::Dead(self.hearsay_of_death(record)),
         };
@@ -402,6 +404,10 @@ impl Members {
         let Alive { id, incarnation, .. } = &remote.alive;
         match remote.state {
             MemberState::Alive => self.alive(&remote.alive, now, rng),
+            // A run before this one is held for a suspect: as long as it is, this one has to outbid it.
+            MemberState::Suspect if id.name() == self.local.name() && *id != self.local.id => {
+                self.alive(&remote.alive, now, rng)
+            }
             MemberState::Suspect | MemberState::Dead => {
                 self.accuse(id, *incarnation, Evidence::PushPull, now, rng)
             }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::{
     codec,
     frame::{Envelope, OTHER_WIRE, StreamKind},
-    message::{Alive, Message, Remembered, Suspect},
+    message::{Address, Alive, Message, Receipt, Remembered, Suspect},
     state::{Refusal, State, StateHeader},
 };
 use crate::{
@@ -63,7 +63,7 @@ fn golden_bytes_of_a_full_state() {
     let expected =
         format!("00_0161RUN_010101000000_01_05_04_00{rest}_01{rest}_02{rest}_03{rest}_{last}_75736572");
     assert_eq!(hex(&bytes), golden(&expected));
-    let mut state = State::decode(bytes).unwrap().unwrap();
+    let mut state = State::decode(bytes, "me").unwrap().unwrap();
     assert!(members.iter().all(|member| state.next_member().as_ref() == Some(member)));
 }
 
@@ -82,9 +82,9 @@ fn golden_bytes_of_each_refusal() {
     for (refusal, expected) in all {
         let bytes = State::refuse(refusal.clone());
         assert_eq!(hex(&bytes), golden(expected), "{refusal:?}");
-        assert_eq!(State::decode(bytes), Ok(Err(refusal)));
+        assert_eq!(State::decode(bytes, "me"), Ok(Err(refusal)));
     }
-    let later = State::decode(Bytes::from_static(&[1, 99, 0]));
+    let later = State::decode(Bytes::from_static(&[1, 99, 0]), "me");
     assert_eq!(later, Ok(Err(Refusal::Vetoed("refusal 99".into()))), "one that a later version may add");
 }
 
@@ -114,4 +114,25 @@ fn golden_bytes_that_open_a_stream_and_that_refuse_its_wire() {
     assert_eq!(open("", StreamKind::Ping), golden("b1_00_02"));
     assert_eq!(open("x", StreamKind::PushPull), golden("b1_f40178_00_01"));
     assert_eq!(hex(&OTHER_WIRE), golden("ffffffff_b1_b1"));
+}
+
+#[test]
+fn golden_bytes_of_the_last_word_of_a_join() {
+    let versions = Versions::CURRENT;
+    for (join, tentative, byte) in [(false, false, "00"), (true, false, "01"), (true, true, "02")] {
+        let header = StateHeader { from: id("a"), versions, join, tentative, members: 3, user_len: 0 };
+        assert_eq!(hex(&State::head(&header, 4)), golden(&format!("00_0161RUN_010101000000_{byte}_03_04")));
+    }
+}
+
+#[test]
+fn golden_bytes_of_users_streams() {
+    let direct = codec::encode_address(&Address::Direct { from: id("a"), to: id("b") });
+    assert_eq!(hex(&direct), golden("00_0161RUN_0162RUN"));
+    let broadcast = codec::encode_address(&Address::Broadcast { origin: id("a"), id: 9 });
+    assert_eq!(hex(&broadcast), golden("01_0161RUN_09"));
+    let receipts = [Receipt::Taken, Receipt::NoHandler, Receipt::Busy, Receipt::NotMe];
+    assert_eq!(receipts.map(codec::encode_receipt), [0, 1, 2, 3]);
+    let open = Envelope::new("").unwrap().open_stream(StreamKind::User);
+    assert_eq!(hex(&open), "b10003");
 }

@@ -101,6 +101,44 @@ pub struct State {
     /// The user's state.
     pub user: Bytes,
     members: Bytes,
+    /// Its first members that go by the reader's own name.
+    namesakes: Vec<Remembered>,
+}
+
+/// Namesakes of the reader that a state keeps apart. An honest one has one at most.
+const NAMESAKES: usize = 4;
+
+/// A state whose members are being checked: a large one takes many turns.
+#[derive(Debug)]
+pub struct Unchecked {
+    state: State,
+    at: usize,
+    left: u32,
+}
+
+impl Unchecked {
+    /// Checks up to `n` more members for a reader called `own`. Gives the state once all have been checked.
+    ///
+    /// # Errors
+    /// Why these bytes are no state.
+    pub fn check(mut self, n: usize, own: &str) -> Result<Result<State, Self>, WireError> {
+        for _ in 0..n {
+            if self.left == 0 {
+                break;
+            }
+            let (member, used) = codec::decode_remembered(&self.state.members[self.at..])?;
+            self.at += used;
+            self.left -= 1;
+            if member.alive.id.name() == own && self.state.namesakes.len() < NAMESAKES {
+                self.state.namesakes.push(member);
+            }
+        }
+        match self.left {
+            0 if self.at < self.state.members.len() => Err(WireError::Trailing),
+            0 => Ok(Ok(self.state)),
+            _ => Ok(Err(self)),
+        }
+    }
 }
 
 impl State {
@@ -136,11 +174,22 @@ impl State {
         out.into()
     }
 
-    /// Reads and checks a state, or the refusal to give one.
+    /// Reads and checks a state for a reader called `own`, or the refusal to give one.
     ///
     /// # Errors
     /// Why these bytes are neither.
-    pub fn decode(bytes: Bytes) -> Result<Result<Self, Refusal>, WireError> {
+    pub fn decode(bytes: Bytes, own: &str) -> Result<Result<Self, Refusal>, WireError> {
+        match Self::begin(bytes)? {
+            Ok(unchecked) => Ok(unchecked.check(usize::MAX, own)?.map_err(|_| Refusal::Wire)),
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+
+    /// Reads the head of a state, whose members are then to be checked; or the refusal to give one.
+    ///
+    /// # Errors
+    /// Why these bytes are neither.
+    pub fn begin(bytes: Bytes) -> Result<Result<Unchecked, Refusal>, WireError> {
         let (reply, head) = codec::decode_reply(&bytes)?;
         let header = match reply {
             Ok(header) => header,
@@ -152,15 +201,13 @@ impl State {
             return Err(WireError::Truncated);
         }
         let (members, user) = (bytes.slice(head..user_at), bytes.slice(user_at..));
-        let mut rest = &members[..];
-        for _ in 0..header.members {
-            let (_, used) = codec::decode_remembered(rest)?;
-            rest = &rest[used..];
-        }
-        if !rest.is_empty() {
-            return Err(WireError::Trailing);
-        }
-        Ok(Ok(Self { header, user, members }))
+        let left = header.members;
+        Ok(Ok(Unchecked { state: Self { header, user, members, namesakes: Vec::new() }, at: 0, left }))
+    }
+
+    /// Its members that go by the name of whoever read it.
+    pub fn namesakes(&self) -> &[Remembered] {
+        &self.namesakes
     }
 
     /// The first member: that is the one whose state it is.
@@ -175,12 +222,6 @@ impl State {
     /// Bytes of it that have not been taken yet.
     pub fn len(&self) -> usize {
         self.members.len()
-    }
-
-    /// All members that have not been taken yet.
-    pub fn members(&self) -> impl Iterator<Item = Remembered> {
-        let mut rest = self.clone();
-        std::iter::from_fn(move || rest.next_member())
     }
 
     /// The next member, until all have been taken.
@@ -230,7 +271,7 @@ mod tests {
     #[test]
     fn a_state_survives_the_wire() {
         let bytes = State::encode(header(), (0..100).map(member), b"user");
-        let mut state = State::decode(bytes).unwrap().unwrap();
+        let mut state = State::decode(bytes, "me").unwrap().unwrap();
         assert_eq!((state.header.members, &state.user[..], state.header.join), (100, &b"user"[..], true));
         for i in 0..100 {
             assert_eq!(state.next_member(), Some(member(i)));
@@ -242,7 +283,7 @@ mod tests {
     fn a_join_says_whether_the_joiner_has_a_last_word() {
         for (join, tentative) in [(false, false), (true, false), (true, true)] {
             let header = StateHeader { join, tentative, ..header() };
-            let read = State::decode(State::head(&header, 0).into()).unwrap().unwrap();
+            let read = State::decode(State::head(&header, 0).into(), "me").unwrap().unwrap();
             assert_eq!((read.header.join, read.header.tentative), (join, tentative));
         }
     }
@@ -253,17 +294,17 @@ mod tests {
         let lying = StateHeader { members: u32::MAX, ..header() };
         codec::encode_reply(&Ok(lying), &mut out);
         assert!(out.len() < 40);
-        assert_eq!(State::decode(out.into()), Err(WireError::Truncated));
+        assert_eq!(State::decode(out.into(), "me"), Err(WireError::Truncated));
     }
 
     #[test]
     fn a_state_that_is_cut_or_has_more_bytes_than_it_says_is_refused() {
         let bytes = State::encode(header(), (0..3).map(member), b"user");
         for cut in 0..bytes.len() {
-            assert!(State::decode(bytes.slice(..cut)).is_err(), "{cut}");
+            assert!(State::decode(bytes.slice(..cut), "me").is_err(), "{cut}");
         }
         let longer = [&bytes[..], b"x"].concat();
-        assert!(State::decode(longer.into()).is_err());
+        assert!(State::decode(longer.into(), "me").is_err());
     }
 
     #[test]
@@ -271,9 +312,9 @@ mod tests {
         for refusal in
             [Refusal::Label, Refusal::NameTaken, Refusal::Version, Refusal::Vetoed("no guests".into())]
         {
-            assert_eq!(State::decode(State::refuse(refusal.clone())), Ok(Err(refusal)));
+            assert_eq!(State::decode(State::refuse(refusal.clone()), "me"), Ok(Err(refusal)));
         }
-        let noisy = State::decode(State::refuse(Refusal::Vetoed("a\u{1b}[2Jb".repeat(500)))).unwrap();
+        let noisy = State::decode(State::refuse(Refusal::Vetoed("a\u{1b}[2Jb".repeat(500))), "me").unwrap();
         assert!(matches!(noisy, Err(Refusal::Vetoed(text)) if text.len() <= 200 && !text.contains('\u{1b}')));
     }
 }

@@ -176,6 +176,7 @@ async fn look(doors: &Arc<Doors>, source: &Running) {
         Err(JoinError::Stopped) => {}
         Err(error) => {
             let of = if error == JoinError::NoSeeds { Line::NoSeeds } else { Line::NoneJoined };
+            let error = logs::text(error);
             say!(doors, of, warn, source = kind, %error, "no seed of a source could be joined");
         }
     }

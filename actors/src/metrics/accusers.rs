@@ -52,7 +52,7 @@ impl Accusers {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(n) = names.get_mut(&why.by) {
             *n += 1;
-        } else if member && names.len() < NAMES {
+        } else if member && &*why.by != OTHER && names.len() < NAMES {
             names.insert(why.by.clone(), 1);
         } else {
             up(&self.other);

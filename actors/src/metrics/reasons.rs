@@ -39,6 +39,8 @@ pub(crate) enum Lost {
     SubscriberLagged,
     /// A message whose handler panicked.
     Panicked,
+    /// Messages and events that a handler took with it when it stopped.
+    HandlerGone,
     /// A message of a user over a stream that has not got through, or of which that is not known.
     Undelivered,
     /// A user's bytes that were for another node.
@@ -74,7 +76,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 31] = [
+    pub(crate) const ALL: [(Self, &'static str); 32] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -90,6 +92,7 @@ impl Lost {
         (Self::PingUnheard, "ping_unheard"),
         (Self::SubscriberLagged, "subscriber_lagged"),
         (Self::Panicked, "panicked"),
+        (Self::HandlerGone, "handler_gone"),
         (Self::Undelivered, "undelivered"),
         (Self::NotForUs, "not_for_us"),
         (Self::QuestionLate, "question_late"),
@@ -131,6 +134,7 @@ impl Lost {
             Self::SeenBroadcast
             | Self::NoHandler
             | Self::HandlerBusy
+            | Self::HandlerGone
             | Self::SubscriberLagged
             | Self::PingUnheard
             | Self::NotForUs

@@ -88,6 +88,10 @@ pub const TABLE: &[Described] = &[
     described("memberlist_inbox_refused", C, "", &["actor"], "commands refused for want of room"),
     described("memberlist_inbox_waiting", G, "", &["actor"], "messages that wait in an inbox"),
     described("memberlist_restarts", C, "", &["actor"], "restarts after panics"),
+    described("memberlist_discoveries", C, "", &[], "times that a source of seeds was asked"),
+    described("memberlist_discoveries_failed", C, "", &[], "times that a source of seeds gave no answer"),
+    described("memberlist_user_messages_sent", C, "", &[], "users' messages over streams that were taken"),
+    described("memberlist_user_messages_waiting", G, "", &[], "users' messages to single nodes that wait"),
     described("memberlist_stalls", C, "", &[], "handlers of the node that hung"),
     described("memberlist_log_lines_left_out", C, "", &[], "lines of the log that were only counted"),
 ];
@@ -203,6 +207,10 @@ impl Metrics {
         for (actor, n) in &self.restarts {
             all.put("memberlist_restarts", &[("actor", actor)], Value::Counter(*n));
         }
+        all.counter("memberlist_discoveries", self.discoveries);
+        all.counter("memberlist_discoveries_failed", self.discoveries_failed);
+        all.counter("memberlist_user_messages_sent", self.user_messages_sent);
+        all.gauge("memberlist_user_messages_waiting", self.user_messages_waiting);
         all.counter("memberlist_stalls", self.stalls);
         all.counter("memberlist_log_lines_left_out", self.log_lines_left_out);
         all.0

@@ -32,7 +32,7 @@ impl NodeState {
         let ring = &self.ring;
         let name = news.alive.id.shared_name().clone();
         // Delegates waits for the application; in case that fails, nobody waits for Delegates for ever.
-        let until = now + 2 * ring.config.question_timeout;
+        let until = now + 2 * ring.config.question_limit();
         let knock = self.kept.borrow_mut().gate.knock(news, quiet, until, now);
         match knock {
             Knock::Ask(number) => {
