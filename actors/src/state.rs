@@ -354,6 +354,8 @@ impl StreamHandler<Turn> for NodeState {
         self.merge_some(now);
         self.on_time(now);
         self.publish();
+        // Those who ask in one turn share what is written; later ones would seldom find it unchanged.
+        self.kept.borrow_mut().own_state.forget();
         self.set_alarm(now);
     }
 }
