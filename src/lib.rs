@@ -24,6 +24,7 @@ pub mod broadcast;
 pub mod config;
 pub mod gate;
 pub mod gossip;
+pub mod keyring;
 pub mod limiter;
 pub mod member;
 pub mod members;

@@ -3,6 +3,7 @@
 pub mod codec;
 pub mod frame;
 pub mod message;
+pub mod seal;
 pub mod shared;
 pub mod state;
 
@@ -28,14 +29,29 @@ pub enum WireError {
     /// A flag that this version does not know.
     #[error("unknown flags")]
     Flags,
-    /// Sealed bytes, and there is no key.
-    #[error("sealed, and there is no key")]
+    /// Sealed with a key that this node does not have.
+    #[error("sealed with a key that this node does not have")]
     Sealed,
-    /// A checksum, which this version does not use.
-    #[error("checksums are not in use")]
+    /// Not sealed, and this node takes nothing in that is not.
+    #[error("not sealed")]
+    Unsealed,
+    /// A seal that does not open: forged, for another node, or damaged.
+    #[error("the seal does not open")]
+    Seal,
+    /// A sealed packet that was received before, or is too old to tell.
+    #[error("received before, or too old to tell")]
+    Replayed,
+    /// A packet of this node's own.
+    #[error("sent by this node itself")]
+    Reflected,
+    /// A message that nobody sends under a seal that is for everybody.
+    #[error("a message of members under a seal for strangers")]
+    Unaddressed,
+    /// A checksum that is wrong: the packet was damaged.
+    #[error("the checksum is wrong")]
     Checksum,
-    /// Compressed bytes, which this version does not use.
-    #[error("compression is not in use")]
+    /// Compressed bytes that are none, or stand for more than is accepted.
+    #[error("bad compression, or more of it than is accepted")]
     Compressed,
     /// The bytes end too early.
     #[error("the bytes end too early")]
@@ -68,13 +84,18 @@ pub enum WireError {
 
 impl WireError {
     /// Each of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::Foreign,
         Self::ForeignMemberlist,
         Self::WireVersion,
         Self::Label,
         Self::Flags,
         Self::Sealed,
+        Self::Unsealed,
+        Self::Seal,
+        Self::Replayed,
+        Self::Reflected,
+        Self::Unaddressed,
         Self::Checksum,
         Self::Compressed,
         Self::Truncated,
@@ -97,6 +118,11 @@ impl WireError {
             Self::Label => "label",
             Self::Flags => "flags",
             Self::Sealed => "sealed",
+            Self::Unsealed => "unsealed",
+            Self::Seal => "seal",
+            Self::Replayed => "replayed",
+            Self::Reflected => "reflected",
+            Self::Unaddressed => "unaddressed",
             Self::Checksum => "checksum",
             Self::Compressed => "compressed",
             Self::Truncated => "truncated",
