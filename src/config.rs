@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
+    keyring::Sealing,
     member::{VersionRange, Versions, check_name},
     restart::RestartPolicy,
 };
@@ -103,6 +104,20 @@ pub struct Config {
     /// Bytes that a packet is filled up to. What a path carries without fragments: 1,200 to 1,400 across
     /// networks, up to 8,900 on one with jumbo frames. 1,024 to 65,000. 1,400.
     pub udp_buffer_size: usize,
+
+    /// Whether what this node sends is sealed, if it has a key. On; off is the first of three steps that take a
+    /// running cluster from plain to sealed, see [`Sealing`](crate::keyring::Sealing).
+    pub gossip_verify_outgoing: bool,
+    /// Whether nothing is taken in that is not sealed, if this node has a key. On; with this alone it would not
+    /// take in what its own kind sends.
+    pub gossip_verify_incoming: bool,
+    /// Whether packets that are not sealed carry a checksum. Those of others are checked in any case. On.
+    pub packet_checksum: bool,
+    /// Whether packets are compressed where it makes them shorter. Whoever can make a node send what it chooses
+    /// learns from lengths what else is in a packet. Off.
+    pub compress_packets: bool,
+    /// Whether what goes over streams is compressed where it makes it shorter: states, and users' bytes. On.
+    pub compress_streams: bool,
 
     /// Time between two exchanges of the full state with a random member; clusters above 32 members stretch
     /// it. 100 ms to 1 h; 0 = none but at joining. LAN 30 s, WAN 60 s, local 15 s.
@@ -215,6 +230,11 @@ impl Config {
             gossip_to_the_dead_time: secs(30),
             retransmit_mult: 4,
             udp_buffer_size: 1400,
+            gossip_verify_outgoing: true,
+            gossip_verify_incoming: true,
+            packet_checksum: true,
+            compress_packets: false,
+            compress_streams: true,
             push_pull_interval: secs(30),
             tcp_timeout: secs(10),
             join_timeout: secs(10),
@@ -286,6 +306,15 @@ impl Config {
     /// The versions that a node with these settings speaks.
     pub fn versions(&self) -> Versions {
         Versions { delegate: self.delegate_version, ..Versions::CURRENT }
+    }
+
+    /// What a node with a key begins with.
+    pub fn sealing(&self) -> Sealing {
+        match (self.gossip_verify_outgoing, self.gossip_verify_incoming) {
+            (true, true) => Sealing::Required,
+            (true, false) => Sealing::Outgoing,
+            (false, _) => Sealing::Off,
+        }
     }
 
     /// The interval that suspicions are measured in: the probe interval, or a second for a node that does
@@ -373,6 +402,13 @@ impl Config {
         count("gossip_nodes", self.gossip_nodes, 0, 64)?;
         count("retransmit_mult", self.retransmit_mult as usize, 1, 64)?;
         count("udp_buffer_size", self.udp_buffer_size, MIN_PACKET, MAX_PACKET)?;
+        if self.gossip_verify_incoming && !self.gossip_verify_outgoing {
+            return Err(ConfigError::new(
+                "gossip_verify_incoming",
+                "true",
+                "false without gossip_verify_outgoing: such nodes would not take in what they send",
+            ));
+        }
         span("push_pull_interval", self.push_pull_interval, ms(100), hour, true)?;
         span("tcp_timeout", self.tcp_timeout, ms(10), secs(300), false)?;
         span("join_timeout", self.join_timeout, ms(10), secs(600), false)?;

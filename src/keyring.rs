@@ -210,6 +210,19 @@ impl Keys {
     }
 }
 
+/// What a node that has keys does with them. The three steps, one after the other on all nodes, take a running
+/// cluster from packets that anybody can read to sealed ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sealing {
+    /// Nothing is sealed on its way out; both is taken in.
+    Off,
+    /// All is sealed on its way out; both is taken in.
+    Outgoing,
+    /// All is sealed on its way out, and nothing else is taken in.
+    #[default]
+    Required,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,15 +1,17 @@
 //! What is around the messages: the first bytes of each packet and stream, and packets of several messages.
 //!
 //! ```text
-//! packet:  B1 [F4 length label] flags  count (length message)*
-//! stream:  B1 [F4 length label] flags  kind  (length bytes)*
+//! packet:  B1 [F4 length label] flags  [seal, or checksum]  count (length message)*  [tag]
+//! stream:  B1 [F4 length label] flags  [seal]  kind  (length bytes)*
 //! ```
 //!
-//! Flags leave room for a seal, a checksum and compression. A count is one byte, a length two in packets and
-//! four in streams, the lowest first.
+//! Flags say what else there is: 1 a [seal](super::seal), 2 a checksum, 4 [compression](super::compress), 8 that
+//! the seal is for one receiver alone. A count is one byte, a length two in packets and four in streams, the
+//! lowest first. A stream's length with its highest bit set is followed by compressed blocks.
 //!
 //! Later versions of the wire begin with `B2` to `BF`. A packet of one is dropped; a stream of one is answered
-//! with [`OTHER_WIRE`], which each version understands.
+//! with [`OTHER_WIRE`], which each version understands. A stream with a label or a seal that does not fit is
+//! answered with [`REFUSED`] and a reason.
 
 use std::ops::RangeInclusive;
 
@@ -28,6 +30,48 @@ const LATER: RangeInclusive<u8> = 0xB2..=0xBF;
 /// The answer to a stream of another version of the wire, in this version and in all to come: a length that
 /// no answer has, then the lowest and the highest first byte that the answering node understands.
 pub const OTHER_WIRE: [u8; 6] = [0xFF, 0xFF, 0xFF, 0xFF, WIRE, WIRE];
+
+/// What an answer to a stream begins with that is refused before anything in it is read; one byte follows,
+/// which is that of a [`Barrier`].
+pub const REFUSED: [u8; 4] = [0xFE, 0xFF, 0xFF, 0xFF];
+
+/// Why a stream is refused before anything in it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// Its label is not one that is accepted.
+    Label,
+    /// It is not sealed, or sealed with another key, or the seal does not open.
+    Key,
+}
+
+impl Barrier {
+    /// What a stream is told that fails with an error, if it is told anything.
+    pub fn of(error: WireError) -> Option<Self> {
+        match error {
+            WireError::Label => Some(Self::Label),
+            WireError::Sealed | WireError::Unsealed | WireError::Seal => Some(Self::Key),
+            _ => None,
+        }
+    }
+
+    /// The answer as bytes.
+    pub fn answer(self) -> [u8; 5] {
+        let [a, b, c, d] = REFUSED;
+        [a, b, c, d, if self == Self::Label { 1 } else { 2 }]
+    }
+
+    /// What the byte behind [`REFUSED`] stands for.
+    ///
+    /// # Errors
+    /// [`WireError::Kind`].
+    pub fn read(byte: u8) -> Result<Self, WireError> {
+        match byte {
+            1 => Ok(Self::Label),
+            2 => Ok(Self::Key),
+            _ => Err(WireError::Kind),
+        }
+    }
+}
 
 /// Whether the four bytes that an answer begins with are those of [`OTHER_WIRE`], and not a length.
 pub fn is_other_wire(answer: [u8; 4]) -> bool {
@@ -48,7 +92,7 @@ pub fn check_wire(first: u8) -> Result<(), WireError> {
 }
 
 /// The byte in front of a label.
-const LABEL: u8 = 244;
+pub const LABEL: u8 = 244;
 
 /// Longest label, in bytes.
 pub const MAX_LABEL: usize = 255;
@@ -56,9 +100,14 @@ pub const MAX_LABEL: usize = 255;
 /// The highest number that HashiCorp's memberlist begins a message with, but for its label (which is 244 too).
 const LAST_OF_MEMBERLIST: u8 = 13;
 
-const SEALED: u8 = 1;
-const CHECKSUM: u8 = 2;
-const COMPRESSED: u8 = 4;
+/// Flag: a seal.
+pub const SEALED: u8 = 1;
+/// Flag: a checksum of the body, CRC-32.
+pub const CHECKSUM: u8 = 2;
+/// Flag: the body is compressed, and sealed after that.
+pub const COMPRESSED: u8 = 4;
+/// Flag, of a seal: it is for one receiver alone.
+pub const ADDRESSED: u8 = 8;
 
 /// Bytes around each message of a packet.
 pub const PART_OVERHEAD: usize = 2;
@@ -78,7 +127,8 @@ pub enum StreamKind {
 }
 
 impl StreamKind {
-    fn byte(self) -> u8 {
+    /// The byte that stands for it.
+    pub fn byte(self) -> u8 {
         match self {
             Self::PushPull => 1,
             Self::Ping => 2,
@@ -148,28 +198,32 @@ impl Envelope {
         head
     }
 
-    /// What is inside a packet, or a stream's first bytes, if it is this cluster's.
+    /// What is inside a packet with this label and no flags.
     ///
     /// # Errors
-    /// What is wrong with the envelope. [`WireError::Truncated`] from a stream means: read on.
+    /// What is wrong with the envelope.
     pub fn strip<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], WireError> {
-        let (&first, rest) = bytes.split_first().ok_or(WireError::Truncated)?;
-        check_wire(first)?;
-        let own = &self.head[1..self.head.len() - 1];
-        let rest = match rest.strip_prefix(own) {
-            // Without a label of one's own the prefix is empty: a label of theirs stands in place of the flags.
-            Some(rest) if !(own.is_empty() && rest.first() == Some(&LABEL)) => rest,
-            None if own.starts_with(rest) => return Err(WireError::Truncated),
-            _ => return Err(WireError::Label),
-        };
-        let (&flags, body) = rest.split_first().ok_or(WireError::Truncated)?;
+        let Head { label, flags, len } = Head::of(bytes)?;
+        if label != self.label() {
+            return Err(WireError::Label);
+        }
         match flags {
-            0 => Ok(body),
-            _ if flags & !(SEALED | CHECKSUM | COMPRESSED) != 0 => Err(WireError::Flags),
+            0 => Ok(&bytes[len..]),
             _ if flags & SEALED != 0 => Err(WireError::Sealed),
             _ if flags & CHECKSUM != 0 => Err(WireError::Checksum),
             _ => Err(WireError::Compressed),
         }
+    }
+
+    /// The label.
+    pub fn label(&self) -> &[u8] {
+        self.head.get(3..self.head.len() - 1).unwrap_or_default()
+    }
+
+    /// Adds the first bytes of a packet with these flags to `out`.
+    pub(super) fn begin(&self, flags: u8, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.head[..self.head.len() - 1]);
+        out.push(flags);
     }
 
     /// The messages of a packet, as bytes.
@@ -177,8 +231,47 @@ impl Envelope {
     /// # Errors
     /// What is wrong with the envelope.
     pub fn parts<'a>(&self, packet: &'a [u8]) -> Result<Parts<'a>, WireError> {
-        let (&left, rest) = self.strip(packet)?.split_first().ok_or(WireError::Truncated)?;
-        if left == 0 { Err(WireError::Empty) } else { Ok(Parts { left, rest }) }
+        Parts::of(self.strip(packet)?)
+    }
+}
+
+/// The first bytes of a packet or stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head<'a> {
+    /// Its label.
+    pub label: &'a [u8],
+    /// Its flags, all of them known ones.
+    pub flags: u8,
+    /// How many bytes that are.
+    pub len: usize,
+}
+
+impl<'a> Head<'a> {
+    /// Reads what a packet or stream begins with.
+    ///
+    /// # Errors
+    /// Those of [`check_wire`], [`WireError::Truncated`], [`WireError::Flags`].
+    pub fn of(bytes: &'a [u8]) -> Result<Self, WireError> {
+        let &first = bytes.first().ok_or(WireError::Truncated)?;
+        check_wire(first)?;
+        let (label, len) = match bytes.get(1) {
+            Some(&LABEL) => {
+                let &len = bytes.get(2).ok_or(WireError::Truncated)?;
+                if len == 0 {
+                    return Err(WireError::Label);
+                }
+                let end = 3 + usize::from(len);
+                (bytes.get(3..end).ok_or(WireError::Truncated)?, end + 1)
+            }
+            _ => (&bytes[..0], 2),
+        };
+        let &flags = bytes.get(len - 1).ok_or(WireError::Truncated)?;
+        let alone = flags & (SEALED | ADDRESSED) == ADDRESSED;
+        let twice = flags & SEALED != 0 && flags & CHECKSUM != 0;
+        if flags & !(SEALED | CHECKSUM | COMPRESSED | ADDRESSED) != 0 || alone || twice {
+            return Err(WireError::Flags);
+        }
+        Ok(Self { label, flags, len })
     }
 }
 
@@ -187,6 +280,17 @@ impl Envelope {
 pub struct Parts<'a> {
     left: u8,
     rest: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    /// The messages of a packet's body.
+    ///
+    /// # Errors
+    /// [`WireError::Truncated`], [`WireError::Empty`].
+    pub fn of(body: &'a [u8]) -> Result<Self, WireError> {
+        let (&left, rest) = body.split_first().ok_or(WireError::Truncated)?;
+        if left == 0 { Err(WireError::Empty) } else { Ok(Self { left, rest }) }
+    }
 }
 
 impl<'a> Iterator for Parts<'a> {
@@ -232,6 +336,12 @@ impl<'a> Packer<'a> {
         buf[..count_at].copy_from_slice(&envelope.head);
         buf[count_at] = 0;
         Self { buf, count_at, len: count_at + 1 }
+    }
+
+    /// Begins the body of a packet, of at most `buf.len()` bytes, at least one.
+    pub fn body(buf: &'a mut [u8]) -> Self {
+        buf[0] = 0;
+        Self { buf, count_at: 0, len: 1 }
     }
 
     /// Bytes of messages, each with [`PART_OVERHEAD`], that still fit.

@@ -1,7 +1,9 @@
 //! Bytes: what is said ([`message`]), how it is written ([`codec`]), and what is around it ([`frame`]).
 
 pub mod codec;
+pub mod compress;
 pub mod frame;
+pub mod guard;
 pub mod message;
 pub mod seal;
 pub mod shared;

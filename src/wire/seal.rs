@@ -327,19 +327,82 @@ impl Seals {
         }
     }
 
+    /// What this node begins a stream with; nothing without a key.
+    pub fn opening(&mut self, own: u64) -> Option<Opening> {
+        let key = self.primary()?;
+        Some(Opening { key, half: Half { run: own, number: self.count() } })
+    }
+
+    /// What this node adds to a stream that somebody else has begun.
+    pub fn half(&mut self, own: u64) -> Half {
+        Half { run: own, number: self.count() }
+    }
+
     /// Runs of which a window is kept.
     pub fn senders(&self) -> usize {
         self.senders.len()
     }
 
-    /// The seals of a stream between two ends, each of which gives its run and a number of its own, under the
-    /// key of that id.
-    pub fn stream(&self, key: KeyId, dialled: [u64; 2], accepted: [u64; 2], end: End) -> Option<StreamSeals> {
-        let root = self.root(key)?;
-        let parts = [dialled[0], dialled[1], accepted[0], accepted[1]].map(u64::to_le_bytes);
-        let derived = root.derive(&[b"stream", parts.as_flattened()])?;
+    /// The seals of a stream that was begun with `opening`, and to which the other side has added `accepted`.
+    /// Nothing without that key.
+    pub fn stream(&self, opening: Opening, accepted: Half, end: End) -> Option<StreamSeals> {
+        let root = self.root(opening.key)?;
+        let derived = root.derive(&[b"stream", &opening.half.to_bytes(), &accepted.to_bytes()])?;
         let cipher = Cipher::new(&derived[..root.len])?;
         Some(StreamSeals { cipher, end, sealed: 0, opened: 0 })
+    }
+}
+
+/// What one end adds to the key of a stream: nobody else adds the same, and it does not do so again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Half {
+    /// Its run.
+    pub run: u64,
+    /// A number that it gives once.
+    pub number: u64,
+}
+
+impl Half {
+    /// Bytes on the wire.
+    pub const LEN: usize = 16;
+
+    /// As it stands on the wire.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..8].copy_from_slice(&self.run.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.number.to_le_bytes());
+        bytes
+    }
+
+    /// Reads what [`Half::to_bytes`] has written.
+    pub fn read(bytes: [u8; Self::LEN]) -> Self {
+        let number = |at: usize| bytes[at..].first_chunk::<8>().map_or(0, |part| u64::from_le_bytes(*part));
+        Self { run: number(0), number: number(8) }
+    }
+}
+
+/// What a sealed stream begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// The key that the stream's own is derived from.
+    pub key: KeyId,
+    /// What the end that dials adds.
+    pub half: Half,
+}
+
+impl Opening {
+    /// As it stands on the wire.
+    pub fn to_bytes(self) -> [u8; SEAL_HEAD] {
+        let mut bytes = [0; SEAL_HEAD];
+        bytes[..4].copy_from_slice(&self.key.0);
+        bytes[4..].copy_from_slice(&self.half.to_bytes());
+        bytes
+    }
+
+    /// Reads what [`Opening::to_bytes`] has written.
+    pub fn read(bytes: [u8; SEAL_HEAD]) -> Self {
+        let [a, b, c, d, rest @ ..] = bytes;
+        Self { key: KeyId([a, b, c, d]), half: Half::read(rest) }
     }
 }
 

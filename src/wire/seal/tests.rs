@@ -150,10 +150,17 @@ fn windows_of_members_outlive_any_number_of_other_runs() {
     assert_eq!(open(&mut b, 2, true, &first).unwrap_err(), WireError::Replayed);
 }
 
+fn half([run, number]: [u64; 2]) -> Half {
+    Half { run, number }
+}
+
+fn opening(n: u8, dialled: [u64; 2]) -> Opening {
+    Opening { key: key(n).id(), half: half(dialled) }
+}
+
 fn ends() -> (StreamSeals, StreamSeals) {
     let seals = Seals::new(&keys(&[1]));
-    let id = key(1).id();
-    let end = |end| seals.stream(id, [1, 10], [2, 20], end).unwrap();
+    let end = |end| seals.stream(opening(1, [1, 10]), half([2, 20]), end).unwrap();
     (end(End::Dialled), end(End::Accepted))
 }
 
@@ -186,10 +193,10 @@ fn weak_point_37_no_record_of_one_stream_opens_in_another() {
     let (mut there, _) = ends();
     let recorded = record(&mut there, b"state");
     for (dialled, accepted) in [([1, 10], [2, 21]), ([1, 11], [2, 20]), ([1, 10], [3, 20]), ([2, 20], [1, 10])] {
-        let mut other = seals.stream(key(1).id(), dialled, accepted, End::Accepted).unwrap();
+        let mut other = seals.stream(opening(1, dialled), half(accepted), End::Accepted).unwrap();
         assert_eq!(other.open(&mut recorded.clone()), Err(WireError::Seal));
     }
-    assert!(seals.stream(key(2).id(), [1, 10], [2, 20], End::Dialled).is_none());
+    assert!(seals.stream(opening(2, [1, 10]), half([2, 20]), End::Dialled).is_none());
 }
 
 #[test]
@@ -201,4 +208,11 @@ fn weak_point_39_an_empty_or_short_record_is_an_error_and_no_panic() {
     let mut empty = record(&mut there, b"");
     back.open(&mut empty).unwrap();
     assert_eq!(empty, b"");
+}
+
+#[test]
+fn what_begins_a_stream_is_read_as_it_was_written() {
+    let begun = opening(1, [0x0102030405060708, u64::MAX]);
+    assert_eq!(Opening::read(begun.to_bytes()), begun);
+    assert_eq!(Half::read(begun.half.to_bytes()), begun.half);
 }
