@@ -12,7 +12,7 @@ use crate::{
     member::{Member, MemberState},
     view::View,
     wire::{
-        frame::{Envelope, PART_OVERHEAD, Packer},
+        frame::{PART_OVERHEAD, Packer},
         message::Message,
     },
 };
@@ -24,7 +24,6 @@ const SHARE: usize = 4;
 /// News and broadcasts that wait, and the packets they go into. `T` is a user's ticket for a broadcast.
 #[derive(Debug)]
 pub struct Gossip<T> {
-    envelope: Envelope,
     news: BroadcastQueue<Option<T>>,
     users: BroadcastQueue<Option<T>>,
     /// Of news, of what began here, and of what is passed on.
@@ -33,15 +32,16 @@ pub struct Gossip<T> {
 }
 
 impl<T> Gossip<T> {
-    /// Empty queues with the bounds of the settings.
-    pub fn new(config: &Config, envelope: Envelope) -> Self {
-        let max_len = envelope.room(config.udp_buffer_size) - PART_OVERHEAD;
+    /// Empty queues with the bounds of the settings, for packets of which `overhead` bytes are for what is around
+    /// them.
+    pub fn new(config: &Config, overhead: usize) -> Self {
+        let size = config.udp_buffer_size.saturating_sub(overhead).max(1 + PART_OVERHEAD);
+        let max_len = size - 1 - PART_OVERHEAD;
         Self {
             news: BroadcastQueue::new(config.max_broadcasts, config.max_broadcast_bytes, max_len),
             users: BroadcastQueue::new(config.max_user_broadcasts, config.max_user_broadcast_bytes, max_len),
             lines: [Source::Own, Source::Own, Source::Forwarded].map(Line::new),
-            buf: vec![0; config.udp_buffer_size],
-            envelope,
+            buf: vec![0; size],
         }
     }
 
@@ -115,9 +115,9 @@ impl<T> Gossip<T> {
         (self.news.len(), self.users.len())
     }
 
-    /// A packet of what waits. A quarter of the room is users' if they want it, and more if news leaves it.
+    /// The body of a packet of what waits. A quarter of the room is users' if they want it, and more if news leaves it.
     pub fn packet(&mut self, limit: u32, ended: impl FnMut(Option<T>, End)) -> Option<Bytes> {
-        let mut packer = Packer::new(&self.envelope, &mut self.buf);
+        let mut packer = Packer::body(&mut self.buf);
         fill(&mut self.news, &mut self.users, &mut self.lines, &mut packer, limit, ended);
         packer.finish()
     }
@@ -129,7 +129,7 @@ impl<T> Gossip<T> {
         limit: u32,
         ended: impl FnMut(Option<T>, End),
     ) -> Option<Bytes> {
-        let mut packer = Packer::new(&self.envelope, &mut self.buf);
+        let mut packer = Packer::body(&mut self.buf);
         if !packer.push_encoded(message) {
             return None;
         }
@@ -157,7 +157,7 @@ impl<T> Gossip<T> {
         limit: u32,
         ended: impl FnMut(Option<T>, End),
     ) -> Option<Bytes> {
-        let mut packer = Packer::new(&self.envelope, &mut self.buf);
+        let mut packer = Packer::body(&mut self.buf);
         let (first, others) = messages.split_first()?;
         if !packer.push(first) {
             return None;
@@ -266,24 +266,29 @@ mod tests {
     use super::*;
     use crate::{
         accusation::Evidence,
+        keyring::{Key, Sealing},
         member::NodeId,
         view::Roster,
         wire::{
             WireError, codec,
+            frame::Parts,
+            guard::{Guard, Labels},
             message::{Ack, Dead},
         },
     };
 
     fn gossip() -> Gossip<u32> {
-        Gossip::new(&Config::lan(), Envelope::new("").unwrap())
+        Gossip::new(&Config::lan(), 3)
     }
 
     #[test]
     fn weak_point_18_the_largest_answer_fits_the_smallest_packet_whatever_else_is_to_be_told() {
         let long = |c: char| NodeId::new(c.to_string().repeat(255), 1);
         let config = Config { udp_buffer_size: 1024, ..Config::lan() };
-        let envelope = Envelope::new(&"l".repeat(255)).unwrap();
-        let mut gossip: Gossip<u32> = Gossip::new(&config, envelope.clone());
+        let label = Labels::new("l".repeat(255));
+        let key = [Key::from_bytes(&[1; 32]).unwrap()];
+        let guard = Guard::new(&config, label, Some(&key), Sealing::Required).unwrap();
+        let mut gossip: Gossip<u32> = Gossip::new(&config, guard.overhead());
         let ack = Message::Ack(Ack { seq: u32::MAX, payload: vec![7; Ack::MAX_PAYLOAD].into() });
         let told = Message::Dead(Dead {
             id: long('a'),
@@ -294,8 +299,7 @@ mod tests {
             evidence: Evidence::Hearsay,
         });
         let packet = gossip.packet_with(&[ack.clone(), told], Piggyback::Yes, 8, |_, _| {}).unwrap();
-        let parts: Vec<_> =
-            envelope.parts(&packet).unwrap().map(|part| codec::decode(part.unwrap())).collect();
+        let parts: Vec<_> = Parts::of(&packet).unwrap().map(|part| codec::decode(part.unwrap())).collect();
         assert_eq!(parts, [Ok(ack)]);
         let larger = Message::Ack(Ack { seq: 1, payload: vec![7; Ack::MAX_PAYLOAD + 1].into() });
         let bytes = codec::encoded(&larger, usize::MAX).unwrap();
@@ -496,8 +500,7 @@ mod tests {
         let with = gossip.packet_with(&[ack], Piggyback::Yes, 4, |_, _| {}).unwrap();
         let of = gossip.packet_of(&bytes, 4, |_, _| {}).unwrap();
         for packet in [with, of] {
-            let envelope = Envelope::new("").unwrap();
-            let parts: Vec<_> = envelope.parts(&packet).unwrap().map(Result::unwrap).collect();
+            let parts: Vec<_> = Parts::of(&packet).unwrap().map(Result::unwrap).collect();
             assert_eq!(parts[0], &*bytes);
             assert!(parts.len() > 20 && parts[1..].iter().all(|part| part[0] == b'n'));
         }

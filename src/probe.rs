@@ -40,6 +40,8 @@ pub enum Action {
     Send {
         /// Where to.
         to: SocketAddr,
+        /// The run that is meant, [`NodeId::ANY_RUN`] if it is not known: a seal is for that run alone.
+        run: u64,
         /// What.
         messages: SmallVec<[Message; 1]>,
         /// Whether news may travel along.
@@ -191,6 +193,7 @@ struct Helper {
 #[derive(Debug)]
 struct Relay {
     asker: SocketAddr,
+    asker_run: u64,
     asker_seq: u32,
     piggyback: Piggyback,
     nacked: bool,
@@ -329,6 +332,7 @@ impl Detector {
         }
         actions.push(Action::Send {
             to: target.addr,
+            run: target.id.run(),
             messages,
             piggyback: Piggyback::Yes,
             report: Some(seq),
@@ -382,6 +386,7 @@ impl Detector {
             };
             actions.push(Action::Send {
                 to: helper.addr,
+                run: helper.id.run(),
                 messages: smallvec![Message::IndirectPing(request)],
                 piggyback: Piggyback::Yes,
                 report: None,
@@ -445,15 +450,16 @@ impl Detector {
         if !view.local().id.answers_to(&ping.target) {
             return Err(Unheard::NotForMe);
         }
+        let run = ping.from.run();
         let asker = view.get(ping.from.name()).filter(|m| m.id == ping.from && m.addr == from);
         let Some(asker) = asker else {
             let messages = smallvec![Message::Ack(Ack { seq: ping.seq, payload: Bytes::new() })];
-            return Ok(Action::Send { to: from, messages, piggyback: Piggyback::No, report: None });
+            return Ok(Action::Send { to: from, run, messages, piggyback: Piggyback::No, report: None });
         };
         let mut messages: SmallVec<[Message; 1]> =
             smallvec![Message::Ack(Ack { seq: ping.seq, payload: payload.clone() })];
         messages.extend(accusation(asker, view.local()));
-        Ok(Action::Send { to: from, messages, piggyback: Piggyback::Yes, report: None })
+        Ok(Action::Send { to: from, run, messages, piggyback: Piggyback::Yes, report: None })
     }
 
     /// An indirect ping came in from `from`. Only members are pinged for others, at the address known here.
@@ -482,6 +488,7 @@ impl Detector {
         let seq = self.sequence(Expected::Relay, rng);
         let relay = Relay {
             asker: from,
+            asker_run: request.from.run(),
             asker_seq: request.seq,
             piggyback,
             nacked: false,
@@ -492,6 +499,7 @@ impl Detector {
         let ping = Ping { seq, target: target.id.clone(), from: view.local().id.clone() };
         Ok(Action::Send {
             to: target.addr,
+            run: target.id.run(),
             messages: smallvec![Message::Ping(ping)],
             piggyback,
             report: None,
@@ -510,6 +518,7 @@ impl Detector {
                 let answer = Ack { seq: relay.asker_seq, payload: Bytes::new() };
                 Ok(Some(Action::Send {
                     to: relay.asker,
+                    run: relay.asker_run,
                     messages: smallvec![Message::Ack(answer)],
                     piggyback: relay.piggyback,
                     report: None,
@@ -583,11 +592,11 @@ impl Detector {
         let seq = self.sequence(Expected::Question(question), rng);
         self.question_due.insert((question.until, seq));
         let local = view.local();
-        let known = |m: &&Arc<Member>| m.addr == to && m.state.is_present() && m.id != local.id;
-        let piggyback = view.get(&name).filter(known).map_or(Piggyback::No, |_| Piggyback::Yes);
         let target = NodeId::new(name, NodeId::ANY_RUN);
         let messages = smallvec![Message::Ping(Ping { seq, target, from: local.id.clone() })];
-        Ok((seq, Action::Send { to, messages, piggyback, report: Some(seq) }))
+        // Whoever is there, of whatever run: what is meant for members does not travel along.
+        let (run, piggyback) = (NodeId::ANY_RUN, Piggyback::No);
+        Ok((seq, Action::Send { to, run, messages, piggyback, report: Some(seq) }))
     }
 
     fn end_question(&mut self, seq: u32, question: Question) {
@@ -627,6 +636,7 @@ impl Detector {
                 self.relay_due.insert((relay.expires, seq));
                 actions.push(Action::Send {
                     to: relay.asker,
+                    run: relay.asker_run,
                     messages: smallvec![Message::Nack(Nack { seq: relay.asker_seq })],
                     piggyback: relay.piggyback,
                     report: None,

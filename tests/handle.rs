@@ -14,9 +14,9 @@ use std::{
 
 use actix::{Actor, Handler, System};
 use actix_memberlist::{
-    AskError, Broadcast, Cause, Cluster, ClusterBuilder, Config, Evidence, Join, JoinError, Leave, Member,
-    MemberEvent, MemberState, Members, NodeEvent, NotSent, Replay, SendError, SetMeta, StartError, Stopped,
-    Until, UpdateError, UserBytes,
+    AskError, Broadcast, Cause, Cluster, ClusterBuilder, Config, Evidence, Join, JoinError, Key, Leave,
+    Member, MemberEvent, MemberState, Members, NodeEvent, NotSent, Replay, SendError, SetMeta, StartError,
+    Stopped, Until, UpdateError, UserBytes,
     network::{Network, memory::Link},
 };
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -299,6 +299,8 @@ fn weak_point_29_a_start_that_fails_names_the_setting_and_leaves_nothing_bound()
         let any: SocketAddr = "0.0.0.0:7946".parse().expect("an address");
         let nobody: SocketAddr = "255.255.255.255:7946".parse().expect("an address");
         let group: SocketAddr = "224.0.0.1:7946".parse().expect("an address");
+        let half = Config { gossip_verify_incoming: false, ..Config::lan() };
+        let key = || Key::from_bytes(&[7; 32]).expect("long enough");
         let named = |name: &str| {
             Cluster::builder(name)
                 .network(world.network.clone())
@@ -317,8 +319,9 @@ fn weak_point_29_a_start_that_fails_names_the_setting_and_leaves_nothing_bound()
             (node().advertise(any), "advertise", "0.0.0.0:7946", "one host"),
             (node().advertise(group), "advertise", "224.0.0.1:7946", "one host"),
             (node().advertise(nobody), "advertise", "255.255.255.255:7946", "one host"),
-            (named("n"), "plaintext", "10.0.0.1:7946", "plaintext"),
-            (public().bind(any).advertise(addr(0)), "plaintext", "10.0.0.1:7946", "plaintext"),
+            (named("n"), "key", "10.0.0.1:7946", ".plaintext()"),
+            (public().bind(any).advertise(addr(0)), "key", "10.0.0.1:7946", ".key(..)"),
+            (named("n").key(key()).config(half), "gossip_verify_incoming", "10.0.0.1:7946", ".plaintext()"),
         ];
         for (builder, field, value, limit) in cases {
             match builder.start().await {

@@ -8,7 +8,7 @@ use std::{
 use actix::Recipient;
 use actix_rt::{Arbiter, ArbiterHandle, System};
 use bytes::Bytes;
-use memberlist_protocol::{config::Config, member::Tags};
+use memberlist_protocol::{config::Config, keyring::Key, member::Tags, wire::guard::Labels};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     discover::{Discover, Source},
     errors::StartError,
     hooks::Hooks,
+    keyring::Keyring,
     network::{Network, SystemNetwork},
     node::{self, Plan},
     questions::Admit,
@@ -46,7 +47,8 @@ impl ClusterBuilder {
             config: Arc::new(Config::lan()),
             bind: (Ipv4Addr::LOCALHOST, DEFAULT_PORT).into(),
             advertise: None,
-            label: String::new(),
+            labels: Labels::new(""),
+            keyring: None,
             plaintext: false,
             meta: Bytes::new(),
             tags: Tags::new(),
@@ -92,12 +94,30 @@ impl ClusterBuilder {
     /// The cluster's label, at most 255 bytes. Nodes with another label do not understand each other, so
     /// that two clusters never merge by accident. It is no secret.
     pub fn label(mut self, l: impl Into<String>) -> Self {
-        self.plan.label = l.into();
+        self.plan.labels.own = l.into();
         self
     }
 
-    /// Lets the node start off loopback although nothing is sealed: whoever reaches its port can read, join
-    /// and forge.
+    /// Labels that the node also hears, 16 at most; the empty one is that of nodes without any. A cluster changes
+    /// its label in three steps: all hear the new one, all say it, all hear it alone.
+    pub fn accept_labels<I: IntoIterator<Item = String>>(mut self, l: I) -> Self {
+        self.plan.labels.accepted = l.into_iter().collect();
+        self
+    }
+
+    /// The cluster's key: everything is sealed with it. Short for [`keyring`](Self::keyring) with one key.
+    pub fn key(self, k: Key) -> Self {
+        self.keyring(Keyring::new(k))
+    }
+
+    /// The cluster's keys. What is changed in the ring later is changed for this node.
+    pub fn keyring(mut self, k: Keyring) -> Self {
+        self.plan.keyring = Some(k);
+        self
+    }
+
+    /// Lets the node start off loopback although not everything is sealed: whoever reaches its port can read,
+    /// join and forge.
     pub fn plaintext(mut self) -> Self {
         self.plan.plaintext = true;
         self

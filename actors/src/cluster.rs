@@ -14,11 +14,14 @@ use bytes::Bytes;
 use futures_core::Stream;
 use memberlist_protocol::{
     accusation::Why,
+    keyring::Sealing,
     member::{NodeId, canonical},
     view::View,
     wire::{
         codec,
+        guard::Labels,
         message::{Message as Wire, UserBroadcast},
+        order::Order,
         shared::MAX_KEY,
     },
 };
@@ -26,11 +29,12 @@ use tokio::sync::oneshot;
 
 use crate::{
     builder::ClusterBuilder,
-    errors::{AskError, JoinError, NotSent, SendError, Stopped, UpdateError},
+    errors::{AskError, ConfigError, JoinError, NotSent, SendError, Stopped, UpdateError},
     events::{MemberEvent, NodeEvent, Pinged, Replay, UserBytes},
     handle::Handle,
     inbox::Refused,
     join::{Joined, Until},
+    keyring::Keyring,
     messages::{ToDelegates, ToQueue},
     metrics::Metrics,
     node::{LeaveReport, Node},
@@ -38,6 +42,7 @@ use crate::{
     pump::{self, Events, Of, Overflow, Pump, Queue, Subscribing, Subscription},
     questions::{Merge, SharedState, Sharing},
     ring::Doors,
+    rollout::{self, Rollout},
 };
 
 /// Messages that wait for one handler of users' bytes.
@@ -257,6 +262,70 @@ impl Cluster {
     /// [`AskError::Send`] when more than 1,024 pings wait for their answers, or after a shutdown.
     pub async fn ping(&self, name: &str, addr: SocketAddr) -> Result<Duration, AskError> {
         self.handle().ping(name, addr).await
+    }
+
+    /// This node's keys, if it was started with any.
+    pub fn keyring(&self) -> Option<Keyring> {
+        self.doors().admission.keyring.clone()
+    }
+
+    /// What this node does with its keys; without keys [`Sealing::Off`].
+    pub fn sealing(&self) -> Sealing {
+        let admission = &self.doors().admission;
+        admission.keyring.as_ref().map_or(Sealing::Off, |_| admission.read().sealing)
+    }
+
+    /// Seals more or less than before, on this node alone; without keys that changes nothing. It begins with what
+    /// [`Config::gossip_verify_outgoing`](crate::Config::gossip_verify_outgoing) and
+    /// [`gossip_verify_incoming`](crate::Config::gossip_verify_incoming) say.
+    pub fn set_sealing(&self, sealing: Sealing) {
+        self.doors().admission.set_sealing(sealing);
+    }
+
+    /// The label that this node says, and others that it hears.
+    pub fn labels(&self) -> (String, Vec<String>) {
+        let labels = self.doors().admission.read().labels;
+        (labels.own, labels.accepted)
+    }
+
+    /// Says another label from now on, and hears these besides, on this node alone.
+    ///
+    /// # Errors
+    /// [`ConfigError`](crate::ConfigError) for a label above 255 bytes, or above 32 bytes and above the longest that
+    /// the node was started with: packets have room for no more; and for more than 16 labels.
+    pub fn set_labels(&self, own: &str, accept: &[&str]) -> Result<(), ConfigError> {
+        let accepted = accept.iter().map(|label| (*label).to_owned()).collect();
+        self.doors().admission.set_labels(Labels { own: own.to_owned(), accepted })
+    }
+
+    /// Takes a running cluster from plain to sealed: all nodes have the key that this one has in use, and are
+    /// [`Sealing::Off`] so far; all seal; then all require seals. It works as
+    /// [`Keyring::rotate_cluster`] does.
+    ///
+    /// # Errors
+    /// The step that does not hold everywhere, where it does not, and why.
+    pub async fn seal_cluster(&self, within: Duration) -> Result<Rollout, Rollout> {
+        let steps = self.keyring().map(|ring| rollout::to_seals(&ring)).unwrap_or_default();
+        self.roll(steps, within).await
+    }
+
+    /// Takes a running, sealed cluster to another label: all hear it too, all say it, all hear it alone. It works
+    /// as [`Keyring::rotate_cluster`] does.
+    ///
+    /// # Errors
+    /// The step that does not hold everywhere, where it does not, and why.
+    pub async fn relabel_cluster(&self, label: &str, within: Duration) -> Result<Rollout, Rollout> {
+        self.roll(rollout::to_label(label), within).await
+    }
+
+    pub(crate) async fn roll(&self, steps: Vec<Order>, within: Duration) -> Result<Rollout, Rollout> {
+        let local = self.view().local().id.clone();
+        let failed = |why: &str| Rollout::impossible(local.clone(), why);
+        if self.keyring().is_none() {
+            return Err(failed("without a key nobody follows orders"));
+        }
+        let rolled = self.handle().work(rollout::roll(self.doors().clone(), steps, within)).await;
+        rolled.unwrap_or_else(|_| Err(failed("this node is busy, or has stopped")))
     }
 
     /// Declares a dead member to have left: it will not come back. All nodes are told, and count it as left

@@ -99,8 +99,8 @@ impl FailureDetector {
     fn carry_out(&self, action: Action) {
         let ring = &self.ring;
         match action {
-            Action::Send { to, messages, piggyback, report } => {
-                ring.command(&ring.queue, ToQueue::Send { to, messages, piggyback, report });
+            Action::Send { to, run, messages, piggyback, report } => {
+                ring.command(&ring.queue, ToQueue::Send { to, run, messages, piggyback, report });
             }
             Action::StreamPing { seq, target, addr, deadline } => {
                 let deadline = deadline.into();

@@ -10,6 +10,7 @@
 
 use std::{
     net::SocketAddr,
+    rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant as StdInstant,
 };
@@ -33,7 +34,9 @@ use crate::{
     metrics::{Lost, up},
     questions::Admit,
     ring::{Shared, now},
+    rollout,
     streams::{Failure, Line, Permit, ask, count, dial},
+    transport::Open,
 };
 
 /// Members of a state that are read in one turn.
@@ -43,11 +46,16 @@ const READ_PER_TURN: usize = 1024;
 const MAX_REFUSAL: usize = 1024;
 
 /// Serves a peer that has dialled.
-pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
+pub(crate) async fn serve(
+    ring: &Shared,
+    open: &Rc<Open>,
+    line: &mut Line<'_>,
+    from: SocketAddr,
+) -> Result<(), Failure> {
     let bytes = line.frame(ring.config.max_state_size).await?;
     let len = bytes.len() as u64;
     let Ok(peer) = read(ring, bytes).await? else { return Err(WireError::Kind.into()) };
-    peer.sender()?;
+    let at = peer.sender()?.alive.addr;
     ring.counters.size_remote.observe_value(len);
     let (joining, tentative) = (peer.header.join, peer.header.tentative);
     let (user, id) = (peer.user.clone(), peer.header.from.clone());
@@ -62,12 +70,12 @@ pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) 
         Ok((own, admitted)) => {
             let shared = export(ring, joining).await;
             let head = State::head(&own.header, shared.len());
-            line.write(&[], &[&head, &own.members, &shared]).await?;
+            line.write(&[&head, &own.members, &shared]).await?;
             admitted
         }
         Err(refusal) => {
             ring.refused(&refusal, &id, from);
-            return line.write(&[], &[&State::refuse(refusal)]).await;
+            return line.write(&[&State::refuse(refusal)]).await;
         }
     };
     if tentative {
@@ -80,6 +88,9 @@ pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) 
             return Ok(());
         }
         ring.command(&ring.state, ToState::Welcome { peer: Box::new(peer), admitted });
+    }
+    if joining && let Some(way) = line.way() {
+        rollout::hand_over(ring, open, id.clone(), at, way);
     }
     merge_shared(ring, id, joining, user);
     Ok(())
@@ -106,12 +117,12 @@ pub(crate) async fn push_pull(
     let mut line = Line::new(ring, connection);
     let exchanged = async {
         let head = State::head(&own.header, shared.len());
-        let open = ring.envelope.open_stream(StreamKind::PushPull);
-        let written = line.write(&open, &[&head, &own.members, &shared]).await;
+        line.open(StreamKind::PushPull).await?;
+        let written = line.write(&[&head, &own.members, &shared]).await;
         if let Err(Failure::Broken(error)) = written {
             // Whoever does not understand the first byte may answer, and close, before all is written.
             return match line.answer(0).await {
-                Err(Failure::OtherWire) => Err(Failure::OtherWire),
+                Err(refused @ (Failure::OtherWire | Failure::Refused(_))) => Err(refused),
                 _ => Err(Failure::Broken(error)),
             };
         }
@@ -129,6 +140,7 @@ pub(crate) async fn push_pull(
         count(ring, &failure);
         match failure {
             Failure::OtherWire => JoinError::Refused(Refusal::Wire),
+            Failure::Refused(refusal) => JoinError::Refused(refusal),
             Failure::Timeout => JoinError::Timeout,
             Failure::Broken(_) | Failure::Wire(WireError::Truncated) => JoinError::NoAnswer(addr),
             failure => JoinError::Garbled(addr, failure.to_string()),
@@ -153,7 +165,7 @@ pub(crate) async fn push_pull(
     ring.counters.push_pull.observe(start.elapsed());
     if let Some((mut line, permit)) = open {
         let last_word = taken_in.as_ref().err().map(|refusal| State::refuse(refusal.clone()));
-        let said = line.write(&[], &[last_word.as_deref().unwrap_or_default()]).await;
+        let said = line.write(&[last_word.as_deref().unwrap_or_default()]).await;
         if let Err(failure) = said {
             count(ring, &failure);
         }

@@ -54,6 +54,7 @@ mod handle;
 mod hooks;
 mod inbox;
 mod join;
+mod keyring;
 mod logs;
 mod messages;
 pub mod metrics;
@@ -67,6 +68,7 @@ mod questions;
 mod queue;
 mod resolve;
 mod ring;
+mod rollout;
 mod state;
 mod streams;
 pub mod supervisor;
@@ -84,9 +86,11 @@ pub use errors::{
 };
 pub use events::{MemberEvent, NodeEvent, Pinged, Replay, Sender, UserBytes};
 pub use join::{Joined, Until};
+pub use keyring::Keyring;
 pub use memberlist_protocol::{
     accusation::{Accusation, Evidence, Outcome, Why},
     config::Config,
+    keyring::{Key, KeyError, KeyId, Sealing},
     member::{Member, MemberState, NodeId, VersionRange, Versions},
     restart::RestartPolicy,
     view::View,
@@ -99,6 +103,7 @@ pub use peer::{Peer, Sent};
 pub use pump::Subscription;
 pub use questions::{Admit, Export, Merge, SharedState};
 pub use resolve::{DnsResolver, Resolver, Resolving};
+pub use rollout::Rollout;
 
 /// Injected panics, for tests.
 #[cfg(feature = "testing")]

@@ -105,12 +105,14 @@ pub(crate) enum Line {
     UdpLost,
     /// A handler of the node's own that hung.
     Stalled,
+    /// An order about keys, labels or seals.
+    Order,
     /// All actors were restarted.
     AllRestarted,
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 31] = [
+const PLAIN: [(Line, Level, &str); 32] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
@@ -141,6 +143,7 @@ const PLAIN: [(Line, Level, &str); 31] = [
     (Line::SeedNotJoined, Level::DEBUG, "seeds that were not joined"),
     (Line::UdpLost, Level::WARN, "members that answered over a stream only"),
     (Line::Stalled, Level::WARN, "handlers that hung"),
+    (Line::Order, Level::INFO, "orders about keys, labels or seals"),
     (Line::AllRestarted, Level::ERROR, "restarts of all actors"),
 ];
 
@@ -393,6 +396,14 @@ pub(crate) fn hint(error: WireError) -> &'static str {
         }
         WireError::Foreign => "something else than a node of this cluster talks to this port",
         WireError::Sealed => "check that each node of the cluster is given the same keys",
+        WireError::Unsealed => {
+            "check that the sender is given the cluster's key, and seals (gossip_verify_outgoing); this node takes \
+             in nothing else (gossip_verify_incoming)"
+        }
+        WireError::Seal => "forged, damaged, or meant for another node or for an earlier run of this one",
+        WireError::Replayed | WireError::Reflected | WireError::Unaddressed => {
+            "somebody sends again what was recorded, or the network delivers it twice or very late"
+        }
         WireError::Flags | WireError::Checksum | WireError::Compressed | WireError::Kind => {
             "check that the nodes run versions that understand each other"
         }

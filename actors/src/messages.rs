@@ -6,7 +6,7 @@ use bytes::Bytes;
 use memberlist_protocol::{
     accusation::Evidence,
     gossip::Piggyback,
-    member::{NodeId, Tags},
+    member::{Member, NodeId, Tags},
     members::Change,
     view::View,
     wire::{
@@ -14,6 +14,7 @@ use memberlist_protocol::{
             Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Receipt, Suspect,
             UserBroadcast,
         },
+        order::{Order, Standing},
         state::{OwnBytes, Refusal, State},
     },
 };
@@ -172,7 +173,14 @@ pub(crate) enum ToQueue {
     /// From NodeState: news about the member of that name, to be gossiped.
     News { about: Arc<str>, bytes: Bytes },
     /// From FailureDetector and NodeState: messages to one node, with news behind them.
-    Send { to: SocketAddr, messages: SmallVec<[Message; 1]>, piggyback: Piggyback, report: Option<u32> },
+    /// The run is the one that is meant, if it is known.
+    Send {
+        to: SocketAddr,
+        run: u64,
+        messages: SmallVec<[Message; 1]>,
+        piggyback: Piggyback,
+        report: Option<u32>,
+    },
     /// From the handle: a user's broadcast.
     Broadcast {
         name: Option<Arc<str>>,
@@ -208,13 +216,15 @@ impl Item for ToQueue {
 /// What Transport hears.
 pub(crate) enum ToTransport {
     /// From BroadcastQueue: send a packet. When that fails, FailureDetector learns of the ping in it.
-    Packet { to: SocketAddr, bytes: Bytes, report: Option<u32> },
+    Packet { to: SocketAddr, run: u64, bytes: Bytes, report: Option<u32> },
     /// From FailureDetector: ping over a stream.
     StreamPing { seq: u32, target: NodeId, addr: SocketAddr, deadline: Instant },
     /// From NodeState: exchange states with a member.
     PushPull { addr: SocketAddr, why: Exchange },
     /// From BroadcastQueue: send a farewell to these members now, and say to how many it went.
-    Farewell { packets: Vec<(SocketAddr, Bytes)>, reply: Reply<usize> },
+    Farewell { packets: Vec<(SocketAddr, u64, Bytes)>, reply: Reply<usize> },
+    /// From a change of the whole cluster: give an order to a member.
+    Order { member: Arc<Member>, order: Order, reply: Reply<Result<Standing, String>> },
     /// From a join: exchange states with whoever is there.
     Join { addr: SocketAddr, reply: Reply<Result<NodeId, JoinError>> },
 }
@@ -225,6 +235,7 @@ impl Item for ToTransport {
         StreamPing {} => "stream_ping",
         PushPull {} => "push_pull",
         Farewell {} => "farewell",
+        Order {} => "order",
         Join {} => "join",
     });
 

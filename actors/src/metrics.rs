@@ -50,6 +50,10 @@ impl<const N: usize> std::ops::Deref for Many<N> {
 pub(crate) struct Counters {
     pub(crate) packets_sent: AtomicU64,
     pub(crate) packets_received: AtomicU64,
+    pub(crate) packets_unsealed: AtomicU64,
+    pub(crate) orders: AtomicU64,
+    pub(crate) handed_over: AtomicU64,
+    pub(crate) streams_unsealed: AtomicU64,
     pub(crate) bytes_sent: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
     pub(crate) streams_dialled: AtomicU64,
@@ -129,6 +133,10 @@ impl Counters {
         Metrics {
             packets_sent: self.packets_sent.load(Relaxed),
             packets_received: self.packets_received.load(Relaxed),
+            orders: self.orders.load(Relaxed),
+            handed_over: self.handed_over.load(Relaxed),
+            packets_unsealed: self.packets_unsealed.load(Relaxed),
+            streams_unsealed: self.streams_unsealed.load(Relaxed),
             bytes_sent: self.bytes_sent.load(Relaxed),
             bytes_received: self.bytes_received.load(Relaxed),
             streams_dialled: self.streams_dialled.load(Relaxed),
@@ -215,6 +223,15 @@ pub struct Metrics {
     pub packets_sent: u64,
     /// Datagrams received, bad ones too.
     pub packets_received: u64,
+    /// Orders about keys, labels and seals that other nodes gave.
+    pub orders: u64,
+    /// Newcomers under an older key or label that were told of the present one.
+    pub handed_over: u64,
+    /// Packets that a node with a key took in though they were not sealed: when there are none any more, nobody
+    /// sends such, and [`Config::gossip_verify_incoming`](crate::Config::gossip_verify_incoming) can go on.
+    pub packets_unsealed: u64,
+    /// The same of streams.
+    pub streams_unsealed: u64,
     /// Bytes of datagrams sent.
     pub bytes_sent: u64,
     /// Bytes of datagrams received.

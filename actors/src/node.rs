@@ -1,12 +1,6 @@
 //! How a node is put together, kept, and taken apart; and **Node**, its front door as an actor.
 
-use std::{
-    cell::{OnceCell, RefCell},
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorFutureExt, Addr, Context, Handler, Message, Recipient, ResponseActFuture, WrapFuture,
@@ -14,12 +8,14 @@ use actix::{
 use bytes::Bytes;
 use memberlist_protocol::{
     config::{Config, ConfigError},
+    keyring::Sealing,
     member::{Member, NodeId, Tags, canonical, check_meta, check_name},
     members::Members as Table,
     probe::Detector,
     view::View,
     wire::{
-        frame::{Envelope, Packer},
+        frame::Packer,
+        guard::{Guard, Labels, SPARE_LABEL},
         message::{Ack, Message as Wire},
     },
 };
@@ -35,6 +31,7 @@ use crate::{
     handle::Handle,
     hooks::Hooks,
     join::Joined,
+    keyring::{Admission, Keyring},
     logs::{self, Line, say},
     messages::{DELEGATES, DETECTOR, LAST_WORDS, NODE, QUEUE, STATE, TRANSPORT},
     metrics::up,
@@ -55,7 +52,8 @@ pub(crate) struct Plan {
     pub(crate) config: Arc<Config>,
     pub(crate) bind: SocketAddr,
     pub(crate) advertise: Option<SocketAddr>,
-    pub(crate) label: String,
+    pub(crate) labels: Labels,
+    pub(crate) keyring: Option<Keyring>,
     pub(crate) plaintext: bool,
     pub(crate) meta: Bytes,
     pub(crate) tags: Tags,
@@ -92,7 +90,7 @@ impl Plan {
                 format!("at most {} bytes", Ack::MAX_PAYLOAD),
             ));
         }
-        Envelope::new(&self.label)?;
+        self.labels.check()?;
         if self.sources.len() > MAX_SOURCES {
             let sources = format!("{} sources", self.sources.len());
             return Err(ConfigError::new("seeds", sources, format!("at most {MAX_SOURCES} sources")));
@@ -100,11 +98,21 @@ impl Plan {
         let advertised = advertise::settle(self.bind, self.advertise, &self.config, || self.network.host())?;
         // Who is told of the node counts, and so does who reaches it.
         let open = [advertised.addr, self.bind].into_iter().find(|addr| !canonical(*addr).ip().is_loopback());
-        if let Some(open) = open.filter(|_| !self.plaintext) {
+        let Some(open) = open.filter(|_| !self.plaintext) else { return Ok(advertised) };
+        if self.keyring.is_none() {
             return Err(ConfigError::new(
-                "plaintext",
-                format!("not set, and {open} is not on loopback"),
-                "off loopback without a key only with .plaintext(): whoever reaches the port can join and forge",
+                "key",
+                format!("none, and {open} is not on loopback"),
+                "off loopback with .key(..), or else with .plaintext(): whoever reaches the port can then join \
+                 and forge",
+            ));
+        }
+        if self.config.sealing() != Sealing::Required {
+            return Err(ConfigError::new(
+                "gossip_verify_incoming",
+                format!("false, and {open} is not on loopback"),
+                "off loopback true, or else with .plaintext(): whoever reaches the port can join and forge as long \
+                 as what is not sealed is taken in",
             ));
         }
         Ok(advertised)
@@ -171,19 +179,18 @@ pub(crate) async fn start(
     let searches: Vec<_> =
         sources.into_iter().map(|source| (source, Xoshiro256PlusPlus::from_rng(&mut chance))).collect();
     let gated = plan.admit.is_some();
-    let doors = Doors::new(plan.config.clone(), view.clone(), gated, plan.resolver, chance, plan.hooks);
+    let sealing = plan.config.sealing();
+    let keys = plan.keyring.as_ref().map(Keyring::list);
+    let guard = Guard::new(&plan.config, plan.labels.clone(), keys.as_deref(), sealing)?;
+    let max_label = plan.labels.longest().max(SPARE_LABEL);
+    let admission = Admission::new(plan.keyring, plan.labels, sealing, max_label);
+    let doors =
+        Doors::new(plan.config.clone(), view.clone(), gated, plan.resolver, admission, chance, plan.hooks);
     let doors = Arc::new(doors);
     *doors.ping_payload() = plan.ping_payload;
     let detector = Detector::new(plan.config.clone(), start, &mut rng);
     let kept_state = Rc::new(RefCell::new(state::Kept::new(members, &mut rng, start)));
-    let ring = Rc::new(Ring {
-        doors: doors.clone(),
-        envelope: Envelope::new(&plan.label)?,
-        endpoint,
-        rng: RefCell::new(rng),
-        detector: RefCell::new(detector),
-        supervisor: OnceCell::new(),
-    });
+    let ring = Rc::new(Ring::new(doors.clone(), guard, endpoint, rng, detector));
     let kept_queue = Rc::new(RefCell::new(queue::Kept::new(&ring, start)));
     let kept_transport = Rc::new(RefCell::new(transport::Kept::new(&ring)));
     let kept_delegates = Rc::new(RefCell::new(delegates::Kept::new(view, plan.admit)));
@@ -268,7 +275,7 @@ fn say_farewell(ring: &Shared, state: &Rc<RefCell<state::Kept>>) {
     let Ok(state) = state.try_borrow() else { return };
     let view = ring.view.borrow().clone();
     let mut buf = vec![0; ring.config.udp_buffer_size];
-    let mut packer = Packer::new(&ring.envelope, &mut buf);
+    let mut packer = Packer::body(&mut buf);
     let farewell: Wire = state.farewell();
     if !packer.push(&farewell) {
         return;
@@ -276,8 +283,12 @@ fn say_farewell(ring: &Shared, state: &Rc<RefCell<state::Kept>>) {
     let (Some(packet), Ok(mut rng)) = (packer.finish(), ring.rng.try_borrow_mut()) else { return };
     let limit = ring.config.retransmit_limit(view.alive_count()) as usize;
     let own = view.local().id.clone();
+    let mut out = Vec::new();
     for member in view.roster().sample(limit, &mut *rng, |m| m.state.is_present() && m.id != own) {
-        let _ = ring.endpoint.try_send(&packet, member.addr);
+        let run = Some(member.id.run());
+        if ring.guard().wrap(own.run(), run, &packet, &mut out).is_ok() {
+            let _ = ring.endpoint.try_send(&out, member.addr);
+        }
     }
 }
 

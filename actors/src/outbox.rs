@@ -143,9 +143,17 @@ struct Lane {
     running: bool,
 }
 
+/// A message that goes in a datagram.
+pub(crate) struct Cast {
+    pub(crate) to: SocketAddr,
+    /// The run that is meant, if it is known.
+    pub(crate) run: u64,
+    pub(crate) message: Bytes,
+}
+
 #[derive(Default)]
 struct Waiting {
-    casts: VecDeque<(SocketAddr, Bytes)>,
+    casts: VecDeque<Cast>,
     cast_bytes: usize,
     lanes: BTreeMap<NodeId, Lane>,
     /// Lanes that want a task.
@@ -167,16 +175,16 @@ impl Outbox {
     }
 
     /// Queues a datagram.
-    pub(crate) fn cast(&self, to: SocketAddr, message: Bytes) -> Result<(), SendError> {
+    pub(crate) fn cast(&self, cast: Cast) -> Result<(), SendError> {
         let mut waiting = self.lock();
         if waiting.closed {
             return Err(SendError::Stopped);
         }
-        if waiting.casts.len() >= MAX_CASTS || waiting.cast_bytes + message.len() > MAX_CAST_BYTES {
+        if waiting.casts.len() >= MAX_CASTS || waiting.cast_bytes + cast.message.len() > MAX_CAST_BYTES {
             return Err(SendError::Full);
         }
-        waiting.cast_bytes += message.len();
-        waiting.casts.push_back((to, message));
+        waiting.cast_bytes += cast.message.len();
+        waiting.casts.push_back(cast);
         wake(waiting);
         Ok(())
     }
@@ -204,19 +212,19 @@ impl Outbox {
     }
 
     /// The next datagram.
-    pub(crate) fn next_cast(&self) -> Option<(SocketAddr, Bytes)> {
+    pub(crate) fn next_cast(&self) -> Option<Cast> {
         let mut waiting = self.lock();
-        let (to, message) = waiting.casts.pop_front()?;
-        waiting.cast_bytes -= message.len();
-        Some((to, message))
+        let cast = waiting.casts.pop_front()?;
+        waiting.cast_bytes -= cast.message.len();
+        Some(cast)
     }
 
     /// Gives a datagram back that did not leave in this turn.
-    pub(crate) fn put_back(&self, to: SocketAddr, message: Bytes) {
+    pub(crate) fn put_back(&self, cast: Cast) {
         let mut waiting = self.lock();
         if !waiting.closed {
-            waiting.cast_bytes += message.len();
-            waiting.casts.push_front((to, message));
+            waiting.cast_bytes += cast.message.len();
+            waiting.casts.push_front(cast);
         }
     }
 
@@ -363,6 +371,10 @@ mod tests {
         (Parcel { address, bytes: Bytes::from_static(bytes), fate: Fate::One(reply) }, fate)
     }
 
+    fn cast() -> Cast {
+        Cast { to: "127.0.0.1:1".parse().unwrap(), run: 0, message: Bytes::new() }
+    }
+
     #[test]
     fn a_lane_is_emptied_in_order_by_one_task_at_a_time() {
         let outbox = outbox();
@@ -399,7 +411,7 @@ mod tests {
         outbox.close();
         assert!(matches!(fate.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
         assert_eq!(outbox.send(&id("a"), parcel(b"x").0).map_err(|(e, _)| e), Err(SendError::Stopped));
-        assert_eq!(outbox.cast("127.0.0.1:1".parse().unwrap(), Bytes::new()), Err(SendError::Stopped));
+        assert_eq!(outbox.cast(cast()), Err(SendError::Stopped));
     }
 
     #[test]
@@ -443,7 +455,7 @@ mod tests {
         assert!(!outbox.is_ready(true, waker));
         assert!(outbox.send(&id("a"), parcel(b"1").0).is_ok());
         assert_eq!([outbox.is_ready(false, waker), outbox.is_ready(true, waker)], [false, true]);
-        outbox.cast("127.0.0.1:1".parse().unwrap(), Bytes::new()).unwrap();
+        outbox.cast(cast()).unwrap();
         assert!(outbox.is_ready(false, waker));
         assert!(outbox.next_cast().is_some() && outbox.next_cast().is_none());
     }

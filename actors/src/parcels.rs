@@ -99,8 +99,8 @@ async fn connect(ring: &Shared, addr: SocketAddr) -> Result<Line<'_>, Failure> {
 
 async fn send(line: &mut Line<'_>, parcel: &Parcel) -> Result<Receipt, Failure> {
     let address = codec::encode_address(&parcel.address);
-    line.write(&[], &[&address, &parcel.bytes]).await?;
-    let answer = line.frame(1).await?;
+    line.write(&[&address, &parcel.bytes]).await?;
+    let answer = line.answer(1).await?;
     let &[byte] = &answer[..] else { return Err(WireError::Truncated.into()) };
     Ok(codec::decode_receipt(byte)?)
 }
@@ -129,7 +129,7 @@ pub(crate) async fn serve(
             return Err(WireError::TooLong.into());
         }
         let receipt = deliver(ring, address, bytes, from).await?;
-        line.write(&[], &[&[codec::encode_receipt(receipt)]]).await?;
+        line.write(&[&[codec::encode_receipt(receipt)]]).await?;
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use crate::{
     errors::{AskError, Cause, NotSent, SendError},
     handle::Handle,
-    outbox::{Fate, Parcel},
+    outbox::{Cast, Fate, Parcel},
     ring::Doors,
 };
 
@@ -125,11 +125,12 @@ pub(crate) fn cast(
     }
     let from = doors.view.borrow().local().id.clone();
     let (len, max) = (bytes.len(), doors.max_broadcast.load(Relaxed));
+    let run = to.as_ref().map_or(NodeId::ANY_RUN, NodeId::run);
     let message = Message::Direct(Direct { from, to, bytes });
     // Around the bytes there are their length, two names and two runs.
     let encoded = if len > max { None } else { codec::encoded(&message, usize::MAX).ok() };
     match encoded {
-        Some(encoded) if encoded.len() <= max => doors.outbox.cast(addr, encoded),
+        Some(encoded) if encoded.len() <= max => doors.outbox.cast(Cast { to: addr, run, message: encoded }),
         _ => {
             let empty = match message {
                 Message::Direct(direct) => Message::Direct(Direct { bytes: Bytes::new(), ..direct }),

@@ -65,7 +65,7 @@ pub(crate) struct Kept {
 impl Kept {
     pub(crate) fn new(ring: &Shared, now: Instant) -> Self {
         let phase = ring.config.gossip_interval.mul_f64(ring.rng.borrow_mut().random::<f64>());
-        let gossip = Gossip::new(&ring.config, ring.envelope.clone());
+        let gossip = Gossip::new(&ring.config, ring.guard().overhead());
         ring.max_broadcast.store(gossip.max_len(), Relaxed);
         Self { gossip, fanouts: Vec::new(), large: Vec::new(), first_tick: now + phase, next_tick: None }
     }
@@ -120,14 +120,14 @@ impl BroadcastQueue {
                     Err(_) => self.no_room(),
                 }
             }
-            ToQueue::Send { to, messages, piggyback, report } => {
+            ToQueue::Send { to, run, messages, piggyback, report } => {
                 let limit = self.limit();
                 let ended = |ticket, end| sent(&ring.counters, ticket, end);
                 let packet = self.kept.borrow_mut().gossip.packet_with(&messages, piggyback, limit, ended);
                 match packet {
                     Some(bytes) => {
                         messages.iter().for_each(|message| ring.counters.sent(message));
-                        ring.command(&ring.transport, ToTransport::Packet { to, bytes, report });
+                        ring.command(&ring.transport, ToTransport::Packet { to, run, bytes, report });
                     }
                     None => self.no_room(),
                 }
@@ -245,7 +245,7 @@ impl BroadcastQueue {
 
     /// A farewell for as many members as are to be told directly, at once: the node may be gone before the
     /// next tick.
-    fn farewell(&self, bytes: &Bytes) -> Vec<(SocketAddr, Bytes)> {
+    fn farewell(&self, bytes: &Bytes) -> Vec<(SocketAddr, u64, Bytes)> {
         let (ring, limit) = (&self.ring, self.limit());
         let view = ring.view.borrow().clone();
         let own = view.local().id.clone();
@@ -254,7 +254,9 @@ impl BroadcastQueue {
         let members = view.roster().sample(count, &mut *ring.rng.borrow_mut(), is_other);
         let mut kept = self.kept.borrow_mut();
         let ended = |ticket, end| sent(&ring.counters, ticket, end);
-        let packet = |member: &Arc<Member>| Some((member.addr, kept.gossip.packet_of(bytes, limit, ended)?));
+        let packet = |member: &Arc<Member>| {
+            Some((member.addr, member.id.run(), kept.gossip.packet_of(bytes, limit, ended)?))
+        };
         members.iter().filter_map(packet).collect()
     }
 
@@ -281,7 +283,8 @@ impl BroadcastQueue {
             let ended = |ticket, end| sent(&ring.counters, ticket, end);
             let packet = self.kept.borrow_mut().gossip.packet(limit, ended);
             let Some(bytes) = packet else { break };
-            ring.command(&ring.transport, ToTransport::Packet { to: target.addr, bytes, report: None });
+            let (to, run) = (target.addr, target.id.run());
+            ring.command(&ring.transport, ToTransport::Packet { to, run, bytes, report: None });
         }
         ring.counters.gossip.observe(self::now().saturating_duration_since(now));
     }

@@ -1,7 +1,7 @@
 //! What the actors of one node share. All of them live on one thread.
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::{OnceCell, RefCell, RefMut},
     collections::BTreeMap,
     net::SocketAddr,
     rc::Rc,
@@ -16,7 +16,7 @@ use memberlist_protocol::{
     member::{MemberState, NodeId},
     probe::Detector,
     view::View,
-    wire::{frame::Envelope, state::Refusal},
+    wire::{guard::Guard, state::Refusal},
 };
 use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::watch;
@@ -25,6 +25,7 @@ use crate::{
     errors::AskError,
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
+    keyring::{Admission, Admitted},
     logs::{self, Line, Logs, say},
     messages::{Reply, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
@@ -63,6 +64,8 @@ pub(crate) struct Doors {
     pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
     pub(crate) max_broadcast: std::sync::atomic::AtomicUsize,
     pub(crate) resolver: Arc<dyn Resolver>,
+    /// Labels, keys, and what is done with them.
+    pub(crate) admission: Admission,
     /// Chance for what may run on any thread.
     pub(crate) chance: Mutex<Xoshiro256PlusPlus>,
     pub(crate) hooks: Hooks,
@@ -93,6 +96,7 @@ impl Doors {
         view: View,
         gated: bool,
         resolver: Arc<dyn Resolver>,
+        admission: Admission,
         chance: Xoshiro256PlusPlus,
         hooks: Hooks,
     ) -> Self {
@@ -114,6 +118,7 @@ impl Doors {
             broadcasts_queued: 0.into(),
             max_broadcast: 0.into(),
             resolver,
+            admission,
             chance: Mutex::new(chance),
             hooks,
             outbox: Arc::new(Outbox::new(&config)),
@@ -207,7 +212,8 @@ impl Drop for Running {
 /// What stays on the node's thread.
 pub(crate) struct Ring {
     pub(crate) doors: Arc<Doors>,
-    pub(crate) envelope: Envelope,
+    /// Labels and seals, and the number of the change of [`Doors::admission`] that they follow.
+    guard: RefCell<(u64, Guard)>,
     pub(crate) endpoint: Arc<dyn Endpoint>,
     pub(crate) rng: RefCell<Xoshiro256PlusPlus>,
     /// FailureDetector's own; Transport asks it whether an answer is expected, before it takes up room.
@@ -224,6 +230,36 @@ impl std::ops::Deref for Ring {
 }
 
 impl Ring {
+    pub(crate) fn new(
+        doors: Arc<Doors>,
+        guard: Guard,
+        endpoint: Arc<dyn Endpoint>,
+        rng: Xoshiro256PlusPlus,
+        detector: Detector,
+    ) -> Self {
+        let guard = RefCell::new((doors.admission.changes(), guard));
+        let (rng, detector) = (RefCell::new(rng), RefCell::new(detector));
+        Self { doors, guard, endpoint, rng, detector, supervisor: OnceCell::new() }
+    }
+
+    /// The guard, as the handle has it now.
+    pub(crate) fn guard(&self) -> RefMut<'_, Guard> {
+        let mut guard = self.guard.borrow_mut();
+        let changes = self.admission.changes();
+        if guard.0 != changes {
+            let Admitted { labels, sealing, keys } = self.admission.read();
+            // Labels were checked when they were set.
+            let _ = guard.1.change(labels, &keys, sealing);
+            guard.0 = changes;
+        }
+        RefMut::map(guard, |(_, guard)| guard)
+    }
+
+    /// This node's run.
+    pub(crate) fn run(&self) -> u64 {
+        self.view.borrow().local().id.run()
+    }
+
     /// FailureDetector's inbox.
     pub(crate) fn detector_inbox(&self) -> &Arc<Inbox<ToDetector>> {
         &self.doors.detector

@@ -242,9 +242,9 @@ impl NodeState {
                 }
             }
         }
-        if let Some((to, message)) = tell {
-            let messages = smallvec![message];
-            ring.news(&ring.queue, ToQueue::Send { to, messages, piggyback: Piggyback::No, report: None });
+        if let Some((to, run, message)) = tell {
+            let (messages, piggyback) = (smallvec![message], Piggyback::No);
+            ring.news(&ring.queue, ToQueue::Send { to, run, messages, piggyback, report: None });
         }
         if refuted {
             up(&ring.counters.refutations);

@@ -7,16 +7,23 @@ use std::{io, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Du
 
 use bytes::Bytes;
 use memberlist_protocol::{
+    keyring::KeyId,
     member::NodeId,
     wire::{
         WireError, codec,
-        frame::{OTHER_WIRE, StreamKind, check_wire, is_other_wire},
+        compress::{BLOCK, BLOCK_HEAD, BlockHead, WORTHWHILE, pack_block},
+        frame::{Barrier, Envelope, Head, LABEL, OTHER_WIRE, REFUSED, StreamKind, check_wire, is_other_wire},
+        guard::Opened,
         message::{Ack, Message, Ping},
+        seal::{End, Half, Opening, SEAL_HEAD},
+        state::Refusal,
     },
 };
+use smallvec::SmallVec;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::{SemaphorePermit, oneshot},
+    task::yield_now,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -26,9 +33,13 @@ use crate::{
     logs::{self, Line as Kind, say},
     messages::ToState,
     metrics::{Lost, up},
-    network::Connection,
+    network::{
+        Connection,
+        channel::{Channel, Refused as Closed},
+    },
     parcels,
     ring::Shared,
+    rollout::{self, Way},
     transport::{Open, Use},
 };
 
@@ -47,13 +58,37 @@ pub(crate) enum Failure {
     #[error("no answer in time")]
     Timeout,
     #[error("{0}")]
-    Broken(#[from] io::Error),
+    Broken(io::Error),
     #[error("{0}")]
     Wire(#[from] WireError),
     #[error("it speaks another version of the wire")]
     OtherWire,
+    #[error("{0}")]
+    Refused(Refusal),
     #[error("the node is busy, or stops")]
     Unserved,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        let inner = error.get_ref();
+        if let Some(wire) = inner.and_then(|inner| inner.downcast_ref::<WireError>()) {
+            return Self::Wire(*wire);
+        }
+        match inner.and_then(|inner| inner.downcast_ref::<Closed>()) {
+            Some(Closed(why)) => Self::refused(*why),
+            None => Self::Broken(error),
+        }
+    }
+}
+
+impl Failure {
+    fn refused(why: Barrier) -> Self {
+        Self::Refused(match why {
+            Barrier::Label => Refusal::Label,
+            Barrier::Key => Refusal::Key,
+        })
+    }
 }
 
 /// Memory is reserved in steps, as bytes arrive, however long a frame says that it is. A step is as long as
@@ -69,77 +104,209 @@ const HURRY: u32 = 10;
 /// Bytes that such a peer may still send, to be thrown away.
 const MAX_DRAINED: u64 = 1 << 20;
 
+/// Bytes that a stranger has to have sent before it is told why it is refused: no answer is longer.
+const ANSWERED: usize = OTHER_WIRE.len();
+
+/// The length of a frame that goes in compressed blocks has this bit.
+const PACKED: u32 = 1 << 31;
+
 /// Most bytes of a ping or its answer.
 const MAX_PING: usize = 2048;
 
 pub(crate) struct Line<'a> {
     pub(crate) ring: &'a Shared,
-    pub(crate) connection: Box<dyn Connection>,
+    channel: Channel,
     /// Time limit of each phase.
     pub(crate) limit: Duration,
+    /// What goes in front of the first frame.
+    first: SmallVec<[u8; 16]>,
+    /// Bytes of a stranger, so far.
+    heard: usize,
+    /// The key that the stream is sealed with.
+    key: Option<KeyId>,
+    /// The label that whoever dialled it says.
+    label: SmallVec<[u8; 32]>,
     /// Room for the bytes of the last frame.
     held: Option<SemaphorePermit<'a>>,
 }
 
 impl<'a> Line<'a> {
     pub(crate) fn new(ring: &'a Shared, connection: Box<dyn Connection>) -> Self {
-        Self { ring, connection, limit: ring.config.tcp_timeout, held: None }
+        let (channel, limit) = (Channel::new(connection), ring.config.tcp_timeout);
+        Self {
+            ring,
+            channel,
+            limit,
+            first: SmallVec::new(),
+            heard: 0,
+            key: None,
+            label: SmallVec::new(),
+            held: None,
+        }
+    }
+
+    /// The key that the stream is sealed with.
+    pub(crate) fn key(&self) -> Option<KeyId> {
+        self.key
+    }
+
+    /// How the other side, which has dialled, can be spoken to: under the key and the label that it has used.
+    pub(crate) fn way(&self) -> Option<Way> {
+        let label = std::str::from_utf8(&self.label).ok().and_then(|label| Envelope::new(label).ok());
+        Some(Way { key: self.key?, label: Some(label?) })
     }
 
     async fn within<T>(limit: Duration, io: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
-        timeout(limit, io).await.map_err(|_| Failure::Timeout)?.map_err(Failure::Broken)
+        timeout(limit, io).await.map_err(|_| Failure::Timeout)?.map_err(Failure::from)
     }
 
-    /// Says what the stream is for.
+    /// Says what the stream is for, and agrees on its seals. What it is for goes with the first frame.
     pub(crate) async fn open(&mut self, kind: StreamKind) -> Result<(), Failure> {
-        let head = self.ring.envelope.open_stream(kind);
-        Self::within(self.limit, self.connection.write_all(&head)).await?;
-        self.ring.counters.stream_bytes_sent.fetch_add(head.len() as u64, Relaxed);
+        let run = self.ring.run();
+        let opened = self.ring.guard().open_stream(run);
+        self.agree(kind, opened).await
+    }
+
+    /// The same under seal in any case, with that key, and perhaps another label than this node's.
+    pub(crate) async fn open_sealed(
+        &mut self,
+        kind: StreamKind,
+        key: KeyId,
+        label: Option<&Envelope>,
+    ) -> Result<(), Failure> {
+        let run = self.ring.run();
+        let opened = self.ring.guard().open_sealed(run, key, label);
+        self.agree(kind, opened).await
+    }
+
+    async fn agree(&mut self, kind: StreamKind, opened: Opened) -> Result<(), Failure> {
+        match opened {
+            Opened::Plain(head) => self.first.extend_from_slice(&head),
+            Opened::Sealed(head, opening) => {
+                let limit = self.limit;
+                let channel = &mut self.channel;
+                Self::within(limit, channel.write_all(&head)).await?;
+                self.ring.counters.stream_bytes_sent.fetch_add(head.len() as u64, Relaxed);
+                let half = self.answer(Half::LEN).await?;
+                let half = half.first_chunk().ok_or(WireError::Truncated)?;
+                self.seal(opening, Half::read(*half), End::Dialled)?;
+            }
+        }
+        self.first.push(kind.byte());
         Ok(())
     }
 
-    /// Writes one frame: `body` in parts, with `head` in front of it.
-    pub(crate) async fn write(&mut self, head: &[u8], body: &[&[u8]]) -> Result<(), Failure> {
+    fn seal(&mut self, opening: Opening, accepted: Half, end: End) -> Result<(), Failure> {
+        let seals = self.ring.guard().seals().stream(opening, accepted, end);
+        self.key = Some(opening.key);
+        self.channel.seal(seals.ok_or(WireError::Sealed)?);
+        Ok(())
+    }
+
+    /// Writes one frame: `body` in parts.
+    pub(crate) async fn write(&mut self, body: &[&[u8]]) -> Result<(), Failure> {
         let len: usize = body.iter().map(|part| part.len()).sum();
-        let len_bytes = u32::try_from(len).map_err(|_| WireError::TooLong)?.to_le_bytes();
-        let connection = &mut self.connection;
-        Self::within(self.limit, async {
-            connection.write_all(&[head, &len_bytes].concat()).await?;
-            for part in body {
-                connection.write_all(part).await?;
-            }
-            connection.flush().await
-        })
-        .await?;
-        self.ring.counters.stream_bytes_sent.fetch_add((head.len() + 4 + len) as u64, Relaxed);
+        let len_bytes = u32::try_from(len).ok().filter(|len| len & PACKED == 0).ok_or(WireError::TooLong)?;
+        let mut head = std::mem::take(&mut self.first);
+        let mut blocks = Blocks::of(body);
+        let mut packed = Vec::new();
+        let compress = self.ring.config.compress_streams && len >= WORTHWHILE;
+        let mut sent = head.len() + 4 + len;
+        if compress && blocks.next(&mut packed) {
+            head.extend_from_slice(&(len_bytes | PACKED).to_le_bytes());
+            sent = head.len();
+            let (limit, channel) = (self.limit, &mut self.channel);
+            Self::within(limit, async {
+                channel.write_all(&head).await?;
+                while !packed.is_empty() {
+                    sent += packed.len();
+                    channel.write_all(&packed).await?;
+                    packed.clear();
+                    // A long frame takes its time beside all else that the node has to do.
+                    yield_now().await;
+                    blocks.next(&mut packed);
+                }
+                channel.flush().await
+            })
+            .await?;
+        } else {
+            head.extend_from_slice(&len_bytes.to_le_bytes());
+            let (limit, channel) = (self.limit, &mut self.channel);
+            Self::within(limit, async {
+                channel.write_all(&head).await?;
+                for part in body {
+                    channel.write_all(part).await?;
+                }
+                channel.flush().await
+            })
+            .await?;
+        }
+        self.ring.counters.stream_bytes_sent.fetch_add(sent as u64, Relaxed);
         Ok(())
     }
 
     /// The first bytes of an accepted stream: what it is for. While others wait to be accepted, whoever says
     /// nothing soon is dropped.
     async fn kind(&mut self, open: &Open) -> Result<StreamKind, Failure> {
-        let mut head = vec![0; self.ring.envelope.len() + 1];
         let mut patience =
             tokio::time::interval_at(Instant::now() + self.limit / SILENT, self.limit / SILENT);
-        {
-            // Of another version of the wire nothing is known but its first byte.
-            let mut first = std::pin::pin!(async {
-                self.read_exact(&mut head[..1]).await?;
-                check_wire(head[0])?;
-                self.read_exact(&mut head[1..]).await
-            });
-            loop {
-                tokio::select! {
-                    biased;
-                    read = &mut first => break read?,
-                    _ = patience.tick() => if open.is_crowded() {
-                        return Err(Failure::Timeout);
-                    },
-                }
+        let mut first = std::pin::pin!(self.begin());
+        loop {
+            tokio::select! {
+                biased;
+                kind = &mut first => return kind,
+                _ = patience.tick() => if open.is_crowded() {
+                    return Err(Failure::Timeout);
+                },
             }
         }
-        let [kind] = self.ring.envelope.strip(&head)? else { return Err(WireError::Label.into()) };
-        Ok(StreamKind::of(*kind)?)
+    }
+
+    /// Reads what a stream begins with, as far as it is understood and let in.
+    async fn begin(&mut self) -> Result<StreamKind, Failure> {
+        let mut head = SmallVec::<[u8; 32]>::new();
+        // Of another version of the wire nothing is known but its first byte.
+        self.hear(1, &mut head).await?;
+        check_wire(head[0])?;
+        self.hear(1, &mut head).await?;
+        if head[1] == LABEL {
+            self.hear(1, &mut head).await?;
+            let len = usize::from(head[2]);
+            self.hear(len + 1, &mut head).await?;
+        }
+        let head = Head::of(&head)?;
+        let sealed = self.ring.guard().admit_stream(head)?;
+        self.label = SmallVec::from_slice(head.label);
+        let mut kind = SmallVec::<[u8; 32]>::new();
+        if sealed {
+            let mut opening = SmallVec::<[u8; 32]>::new();
+            self.hear(SEAL_HEAD, &mut opening).await?;
+            let opening =
+                opening.first_chunk().map(|bytes| Opening::read(*bytes)).ok_or(WireError::Truncated)?;
+            if !self.ring.guard().seals().has(opening.key) {
+                return Err(WireError::Sealed.into());
+            }
+            let run = self.ring.run();
+            let half = self.ring.guard().seals().half(run);
+            let answer = [&(Half::LEN as u32).to_le_bytes()[..], &half.to_bytes()].concat();
+            let channel = &mut self.channel;
+            Self::within(self.limit, channel.write_all(&answer)).await?;
+            self.ring.counters.stream_bytes_sent.fetch_add(answer.len() as u64, Relaxed);
+            self.seal(opening, half, End::Accepted)?;
+        } else if self.ring.guard().is_open() {
+            up(&self.ring.counters.streams_unsealed);
+        }
+        self.hear(1, &mut kind).await?;
+        Ok(StreamKind::of(kind[0])?)
+    }
+
+    /// Reads `len` bytes of somebody who is not let in so far.
+    async fn hear(&mut self, len: usize, into: &mut SmallVec<[u8; 32]>) -> Result<(), Failure> {
+        let at = into.len();
+        into.resize(at + len, 0);
+        self.read_exact(&mut into[at..]).await?;
+        self.heard += len;
+        Ok(())
     }
 
     /// The next frame of at most `max` bytes.
@@ -169,7 +336,7 @@ impl<'a> Line<'a> {
         let mut first = [0];
         let limit = self.limit;
         let read = {
-            let mut read = std::pin::pin!(Self::within(limit, self.connection.read(&mut first)));
+            let mut read = std::pin::pin!(Self::within(limit, self.channel.read(&mut first)));
             loop {
                 tokio::select! {
                     biased;
@@ -191,13 +358,21 @@ impl<'a> Line<'a> {
     /// The answer of whoever was dialled.
     pub(crate) async fn answer(&mut self, max: usize) -> Result<Bytes, Failure> {
         let len = self.length().await?.ok_or(WireError::Truncated)?;
-        if is_other_wire(len) { Err(Failure::OtherWire) } else { self.body(len, max).await }
+        if is_other_wire(len) {
+            return Err(Failure::OtherWire);
+        }
+        if len == REFUSED {
+            let mut why = [0];
+            self.read_exact(&mut why).await?;
+            return Err(Failure::refused(Barrier::read(why[0])?));
+        }
+        self.body(len, max).await
     }
 
     /// The length of the next frame, unless the other side has ended the stream.
     async fn length(&mut self) -> Result<Option<[u8; 4]>, Failure> {
         let mut len = [0; 4];
-        let first = Self::within(self.limit, self.connection.read(&mut len)).await?;
+        let first = Self::within(self.limit, self.channel.read(&mut len)).await?;
         if first == 0 {
             return Ok(None);
         }
@@ -206,56 +381,131 @@ impl<'a> Line<'a> {
     }
 
     async fn body(&mut self, len: [u8; 4], max: usize) -> Result<Bytes, Failure> {
-        let len = u32::from_le_bytes(len) as usize;
+        let len = u32::from_le_bytes(len);
+        let (len, packed) = ((len & !PACKED) as usize, len & PACKED != 0);
         if len > max {
             return Err(WireError::TooLong.into());
         }
         let deadline = Instant::now() + self.limit;
-        let (mut body, ring) = (Vec::new(), self.ring);
+        let mut body = Vec::new();
         self.held = None;
+        let read = if packed {
+            self.blocks(len, deadline, &mut body).await
+        } else {
+            self.bytes(len, deadline, &mut body).await
+        };
+        let received = read?;
+        self.ring.counters.stream_bytes_received.fetch_add((4 + received) as u64, Relaxed);
+        Ok(body.into())
+    }
+
+    /// Makes room in memory for more of a body, of which `left` bytes are to come.
+    async fn reserve(&mut self, body: &mut Vec<u8>, left: usize, deadline: Instant) -> Result<(), Failure> {
+        let step = body.len().clamp(*STEP.start(), *STEP.end()).min(left);
+        let kib = u32::try_from(step.div_ceil(1024)).unwrap_or(u32::MAX);
+        let room = timeout_at(deadline, self.ring.bodies.acquire_many(kib)).await;
+        let room = room.map_err(|_| Failure::Timeout)?.map_err(|_| Failure::Unserved)?;
+        match &mut self.held {
+            Some(held) => held.merge(room),
+            none => *none = Some(room),
+        }
+        body.reserve_exact(step);
+        Ok(())
+    }
+
+    async fn bytes(&mut self, len: usize, deadline: Instant, body: &mut Vec<u8>) -> Result<usize, Failure> {
         while body.len() < len {
-            let at = body.len();
-            if body.capacity() == at {
-                let step = at.clamp(*STEP.start(), *STEP.end()).min(len - at);
-                let kib = u32::try_from(step.div_ceil(1024)).unwrap_or(u32::MAX);
-                let room = timeout_at(deadline, ring.bodies.acquire_many(kib)).await;
-                let room = room.map_err(|_| Failure::Timeout)?.map_err(|_| Failure::Unserved)?;
-                match &mut self.held {
-                    Some(held) => held.merge(room),
-                    none => *none = Some(room),
-                }
-                body.reserve_exact(step);
+            let left = len - body.len();
+            if body.capacity() == body.len() {
+                self.reserve(body, left, deadline).await?;
             }
-            let mut rest = (&mut self.connection).take((len - at) as u64);
-            let read = timeout_at(deadline, rest.read_buf(&mut body)).await;
+            let mut rest = (&mut self.channel).take(left as u64);
+            let read = timeout_at(deadline, rest.read_buf(body)).await;
             if read.map_err(|_| Failure::Timeout)?? == 0 {
                 return Err(WireError::Truncated.into());
             }
         }
-        self.ring.counters.stream_bytes_received.fetch_add((4 + len) as u64, Relaxed);
-        Ok(body.into())
+        Ok(len)
     }
 
-    /// Tells a peer of another version of the wire why it has no other answer.
-    async fn refuse_wire(&mut self) {
-        let connection = &mut self.connection;
+    /// Reads compressed blocks. Says how many bytes they were.
+    async fn blocks(&mut self, len: usize, deadline: Instant, body: &mut Vec<u8>) -> Result<usize, Failure> {
+        let (mut block, mut received) = (Vec::new(), 0);
+        while body.len() < len {
+            let left = len - body.len();
+            let mut head = [0; BLOCK_HEAD];
+            let read = timeout_at(deadline, self.channel.read_exact(&mut head)).await;
+            read.map_err(|_| Failure::Timeout)?.map_err(cut_off)?;
+            let head = BlockHead::read(head, left)?;
+            block.resize(head.packed, 0);
+            let read = timeout_at(deadline, self.channel.read_exact(&mut block)).await;
+            read.map_err(|_| Failure::Timeout)?.map_err(cut_off)?;
+            while body.capacity() < body.len() + head.len {
+                let more = left - (body.capacity() - body.len()).min(left);
+                self.reserve(body, more, deadline).await?;
+            }
+            head.unpack(&block, body)?;
+            received += BLOCK_HEAD + block.len();
+            yield_now().await;
+        }
+        Ok(received)
+    }
+
+    /// Tells whoever is not let in why it has no other answer.
+    async fn refuse(&mut self, answer: &[u8]) {
+        // Whatever was sealed has led to nothing.
+        self.channel.unseal();
+        let (channel, missing) = (&mut self.channel, ANSWERED.saturating_sub(self.heard));
         let farewell = async {
-            connection.write_all(&OTHER_WIRE).await?;
-            connection.shutdown().await?;
+            let mut rest = [0; ANSWERED];
+            channel.read_exact(&mut rest[..missing]).await?;
+            channel.write_all(answer).await?;
+            channel.shutdown().await?;
             // A close with bytes unread could take the answer back on its way.
-            tokio::io::copy(&mut connection.take(MAX_DRAINED), &mut tokio::io::sink()).await
+            tokio::io::copy(&mut channel.take(MAX_DRAINED), &mut tokio::io::sink()).await
         };
         let _ = timeout(self.limit / HURRY, farewell).await;
-        self.ring.counters.stream_bytes_sent.fetch_add(OTHER_WIRE.len() as u64, Relaxed);
+        self.ring.counters.stream_bytes_sent.fetch_add(answer.len() as u64, Relaxed);
     }
 
     async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), Failure> {
-        match Self::within(self.limit, self.connection.read_exact(buf)).await {
-            Err(Failure::Broken(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(WireError::Truncated.into())
-            }
+        match Self::within(self.limit, self.channel.read_exact(buf)).await {
+            Err(Failure::Broken(error)) => Err(cut_off(error)),
             other => other.map(drop),
         }
+    }
+}
+
+/// An end in the middle of something is bad bytes.
+fn cut_off(error: io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::UnexpectedEof { WireError::Truncated.into() } else { error.into() }
+}
+
+/// A body in parts, as compressed blocks.
+struct Blocks<'a> {
+    parts: &'a [&'a [u8]],
+    at: usize,
+    block: Vec<u8>,
+}
+
+impl<'a> Blocks<'a> {
+    fn of(parts: &'a [&'a [u8]]) -> Self {
+        Self { parts, at: 0, block: Vec::new() }
+    }
+
+    /// Adds the next block to `out`, if there is one, and says whether it is shorter than what it stands for.
+    fn next(&mut self, out: &mut Vec<u8>) -> bool {
+        self.block.clear();
+        while let Some((part, rest)) = self.parts.split_first() {
+            let len = (BLOCK - self.block.len()).min(part.len() - self.at);
+            self.block.extend_from_slice(&part[self.at..self.at + len]);
+            self.at += len;
+            if self.at < part.len() {
+                break;
+            }
+            (self.parts, self.at) = (rest, 0);
+        }
+        !self.block.is_empty() && pack_block(&self.block, out)
     }
 }
 
@@ -279,11 +529,16 @@ pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Conn
     let mut line = Line::new(&ring, connection);
     if let Err(failure) = served(&ring, &permit.0, &mut line, from).await {
         count(&ring, &failure);
-        if matches!(failure, Failure::Wire(WireError::WireVersion)) {
-            line.refuse_wire().await;
+        match failure {
+            Failure::Wire(WireError::WireVersion) => line.refuse(&OTHER_WIRE).await,
+            Failure::Wire(error) => match Barrier::of(error) {
+                Some(barrier) => line.refuse(&barrier.answer()).await,
+                None => {}
+            },
+            _ => {}
         }
         match failure {
-            Failure::OtherWire => {}
+            Failure::OtherWire | Failure::Refused(_) => {}
             Failure::Timeout => {
                 say!(ring, Kind::StreamTimeout, debug, %from, "stream dropped: it takes too long")
             }
@@ -306,14 +561,21 @@ pub(crate) fn count(ring: &Shared, failure: &Failure) {
         Failure::Broken(_) => ring.counters.drop(Lost::StreamBroken),
         Failure::Wire(error) => ring.counters.drop(*error),
         Failure::OtherWire => ring.counters.drop(WireError::WireVersion),
+        Failure::Refused(_) => ring.counters.drop(Lost::StreamRefused),
         Failure::Unserved => {}
     }
 }
 
-async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
+async fn served(
+    ring: &Shared,
+    open: &Rc<Open>,
+    line: &mut Line<'_>,
+    from: SocketAddr,
+) -> Result<(), Failure> {
     match line.kind(open).await? {
-        StreamKind::PushPull => exchanges::serve(ring, line, from).await,
+        StreamKind::PushPull => exchanges::serve(ring, open, line, from).await,
         StreamKind::User => parcels::serve(ring, open, line, from).await,
+        StreamKind::Order => rollout::serve(ring, line, from).await,
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;
             let Message::Ping(ping) = codec::decode(&bytes)? else { return Err(WireError::Kind.into()) };
@@ -322,7 +584,7 @@ async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>, from: SocketAdd
             }
             let ack = Message::Ack(Ack { seq: ping.seq, payload: Bytes::new() });
             let bytes = codec::encoded(&ack, MAX_PING).map_err(|_| WireError::TooLong)?;
-            line.write(&[], &[&bytes]).await
+            line.write(&[&bytes]).await
         }
     }
 }
@@ -351,7 +613,8 @@ pub(crate) async fn ping(
         let from = ring.view.borrow().local().id.clone();
         let ping = Message::Ping(Ping { seq, target, from });
         let bytes = codec::encoded(&ping, MAX_PING).map_err(|_| WireError::TooLong)?;
-        line.write(&ring.envelope.open_stream(StreamKind::Ping), &[&bytes]).await?;
+        line.open(StreamKind::Ping).await?;
+        line.write(&[&bytes]).await?;
         Ok::<_, Failure>(codec::decode(&line.answer(MAX_PING).await?)?)
     };
     match timeout_at(deadline, exchange).await {

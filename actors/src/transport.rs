@@ -14,15 +14,15 @@ use std::{
 };
 
 use actix::{Actor, Context, StreamHandler};
-use bytes::Bytes;
 use memberlist_protocol::{
     member::{MAX_INCARNATION_STEP, NodeId, canonical},
     members::Ignored,
     probe::Unheard,
     wire::{
         WireError, codec,
-        frame::{PART_OVERHEAD, Packer},
-        message::Message,
+        frame::{PART_OVERHEAD, Packer, Parts},
+        guard::Unwrapped,
+        message::{Direct, Message},
     },
 };
 use tokio::time::Instant;
@@ -35,8 +35,10 @@ use crate::{
     messages::{Exchange, TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
     network::Connection,
+    outbox::Cast,
     parcels,
     ring::Shared,
+    rollout,
     streams::{self, Permit},
     supervisor::Child,
 };
@@ -61,6 +63,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 thread_local! {
     /// One for all nodes of a thread: it is used for the length of one call.
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_DATAGRAM]);
+
+    /// The same, for what is sent.
+    static OUT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What survives a restart: streams that were accepted and are not served yet, and how many are open.
@@ -194,8 +199,8 @@ impl Transport {
 
     fn hear(&self, item: ToTransport) {
         match item {
-            ToTransport::Packet { to, bytes, report } => {
-                self.send(to, &bytes, report);
+            ToTransport::Packet { to, run, bytes, report } => {
+                self.send(to, run, &bytes, report);
             }
             ToTransport::StreamPing { seq, target, addr, deadline } => {
                 let answered = move |ring: &Shared, answered| {
@@ -223,8 +228,24 @@ impl Transport {
                 });
             }
             ToTransport::Farewell { packets, reply } => {
-                let sent = packets.iter().filter(|(to, bytes)| self.send(*to, bytes, None)).count();
+                let sent =
+                    packets.iter().filter(|(to, run, bytes)| self.send(*to, *run, bytes, None)).count();
                 let _ = reply.send(sent);
+            }
+            ToTransport::Order { member, order, mut reply } => {
+                let Some(permit) = self.permit(Use::Own) else {
+                    return drop(reply.send(Err("there is no room for another stream here".into())));
+                };
+                let ring = self.ring.clone();
+                self.ring.spawn("order", async move {
+                    let (id, addr) = (member.id.clone(), member.addr);
+                    let standing = tokio::select! {
+                        biased;
+                        () = reply.closed() => return,
+                        standing = rollout::give(&ring, &permit, id, addr, order, None) => standing,
+                    };
+                    let _ = reply.send(standing);
+                });
             }
             ToTransport::Join { addr, mut reply } => {
                 let Some(permit) = self.permit(Use::Own) else {
@@ -254,8 +275,20 @@ impl Transport {
         permit
     }
 
-    /// Says whether the network took it.
-    fn send(&self, to: SocketAddr, bytes: &Bytes, report: Option<u32>) -> bool {
+    /// Sends a packet with this body, for that run if it is known. Says whether the network took it.
+    fn send(&self, to: SocketAddr, run: u64, body: &[u8], report: Option<u32>) -> bool {
+        OUT.with_borrow_mut(|out| {
+            let run = (run != NodeId::ANY_RUN).then_some(run);
+            let wrapped = self.ring.guard().wrap(self.ring.run(), run, body, out);
+            if let Err(error) = wrapped {
+                self.ring.counters.drop(error);
+                return false;
+            }
+            self.send_bytes(to, out, report)
+        })
+    }
+
+    fn send_bytes(&self, to: SocketAddr, bytes: &[u8], report: Option<u32>) -> bool {
         let counters = &self.ring.counters;
         match self.ring.endpoint.try_send(bytes, to) {
             Ok(()) => {
@@ -284,28 +317,31 @@ impl Transport {
     /// that follow each other share a packet.
     fn send_casts(&self) {
         let ring = &self.ring;
-        let mut buf = Vec::new();
         let mut next = ring.outbox.next_cast();
+        if next.is_none() {
+            return;
+        }
+        let (mut buf, size) = (Vec::new(), ring.config.udp_buffer_size - ring.guard().overhead());
         for _ in 0..CASTS_PER_TURN {
-            let Some((to, message)) = next.take() else { return };
-            buf.resize(ring.config.udp_buffer_size, 0);
-            let mut packer = Packer::new(&ring.envelope, &mut buf);
+            let Some(Cast { to, run, message }) = next.take() else { return };
+            buf.resize(size, 0);
+            let mut packer = Packer::body(&mut buf);
             if !packer.push_encoded(&message) {
                 ring.counters.drop(Lost::NoRoom);
             }
             next = ring.outbox.next_cast();
-            while let Some((_, message)) = next
-                .take_if(|(other, message)| *other == to && packer.room() >= PART_OVERHEAD + message.len())
-            {
+            while let Some(Cast { message, .. }) = next.take_if(|next| {
+                (next.to, next.run) == (to, run) && packer.room() >= PART_OVERHEAD + next.message.len()
+            }) {
                 packer.push_encoded(&message);
                 next = ring.outbox.next_cast();
             }
             if let Some(packet) = packer.finish() {
-                self.send(to, &packet, None);
+                self.send(to, run, &packet, None);
             }
         }
-        if let Some((to, message)) = next {
-            ring.outbox.put_back(to, message);
+        if let Some(cast) = next {
+            ring.outbox.put_back(cast);
         }
     }
 
@@ -328,7 +364,7 @@ impl Transport {
                 Ok((len, from)) => {
                     self.kept.borrow_mut().reading.end();
                     self.ring.hooks.strike(TRANSPORT, "datagram");
-                    self.receive(&buffer[..len], from);
+                    self.receive(&mut buffer[..len], from);
                     Ok(())
                 }
                 Err(error) => Err(error),
@@ -346,7 +382,7 @@ impl Transport {
         }
     }
 
-    fn receive(&self, datagram: &[u8], from: SocketAddr) {
+    fn receive(&self, datagram: &mut [u8], from: SocketAddr) {
         let counters = &self.ring.counters;
         up(&counters.packets_received);
         counters.bytes_received.fetch_add(datagram.len() as u64, Relaxed);
@@ -363,10 +399,26 @@ impl Transport {
         }
     }
 
-    fn take_apart(&self, datagram: &[u8], from: SocketAddr) -> Result<(), WireError> {
-        for part in self.ring.envelope.parts(datagram)? {
+    fn take_apart(&self, datagram: &mut [u8], from: SocketAddr) -> Result<(), WireError> {
+        let ring = &self.ring;
+        let mut guard = ring.guard();
+        let view = ring.view.borrow();
+        let runs = |each: &mut dyn FnMut(u64)| view.all().for_each(|member| each(member.id.run()));
+        let open = guard.is_open();
+        let Unwrapped { body, sealed } = guard.unwrap(view.local().id.run(), datagram, runs)?;
+        drop(view);
+        if open && sealed.is_none() {
+            up(&ring.counters.packets_unsealed);
+        }
+        let to_anybody = sealed.is_some_and(|sealed| !sealed.addressed);
+        for part in Parts::of(body)? {
             let message = codec::decode(part?)?;
-            self.ring.counters.received(&message);
+            // What is for anybody opens at everybody, and again after a restart.
+            if to_anybody && !matches!(&message, Message::Ping(_) | Message::Direct(Direct { to: None, .. }))
+            {
+                return Err(WireError::Unaddressed);
+            }
+            ring.counters.received(&message);
             self.pass_on(message, from);
         }
         Ok(())

@@ -158,7 +158,7 @@ pub struct Effects {
     /// News to pass on, which replaces older news about the same member.
     pub broadcast: Option<(Arc<str>, Message)>,
     /// What a node that speaks from an older state is to be told.
-    pub tell: Option<(SocketAddr, Message)>,
+    pub tell: Option<(SocketAddr, u64, Message)>,
     /// An accusation against this node itself was refuted: its health is doubtful.
     pub refuted: bool,
     /// A further node has confirmed an accusation.
@@ -179,7 +179,7 @@ pub struct Decision {
     pub(super) limited: Option<Limited>,
     pub(super) changes: SmallVec<[Change; 2]>,
     pub(super) broadcast: Option<(Arc<str>, Message)>,
-    pub(super) tell: Option<(SocketAddr, Message)>,
+    pub(super) tell: Option<(SocketAddr, u64, Message)>,
     pub(super) refuted: bool,
 }
 

@@ -156,7 +156,7 @@ impl Members {
             MemberState::Dead | MemberState::Left => Message::Dead(self.hearsay_of_death(record)),
         };
         let limited = Some(Limited::Telling(name));
-        Ok(Decision { tell: Some((record.addr, message)), limited, ..Decision::default() })
+        Ok(Decision { tell: Some((record.addr, m.id.run(), message)), limited, ..Decision::default() })
     }
 
     pub(super) fn conflict(&self, kept: &Arc<Member>, other: SocketAddr, now: Instant) -> Verdict {
@@ -340,7 +340,7 @@ impl Members {
         if !self.tellings.allows(&name, now) {
             return Err(Ignored::Stale);
         }
-        let tell = Some((accuser.addr, Message::Alive(Alive::of(&self.local))));
+        let tell = Some((accuser.addr, accuser.id.run(), Message::Alive(Alive::of(&self.local))));
         Ok(Decision { tell, limited: Some(Limited::Telling(name)), ..Decision::default() })
     }
 

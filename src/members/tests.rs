@@ -184,7 +184,7 @@ fn only_a_higher_incarnation_clears_a_suspect() {
     bench.suspect("x", RUN, 5, "a").unwrap();
     // It is told of the accusation once, and not again and again.
     let told = bench.alive(alive("x", RUN, 5, 2)).unwrap();
-    assert!(matches!(told.tell, Some((to, Message::Suspect(_))) if to == addr(2)));
+    assert!(matches!(told.tell, Some((to, _, Message::Suspect(_))) if to == addr(2)));
     assert_eq!(bench.alive(alive("x", RUN, 5, 2)).unwrap_err(), Ignored::Stale);
     assert_eq!(bench.state("x"), Some((S, 5)));
     assert_eq!(names(&bench.alive(alive("x", RUN, 6, 2)).unwrap()), ["refuted"]);
@@ -295,7 +295,7 @@ fn the_dead_come_back_with_a_higher_incarnation_only() {
     let mut bench = Bench::with_x();
     bench.dead("x", RUN, 5, "a").unwrap();
     let told = bench.alive(alive("x", RUN, 5, 2)).unwrap();
-    assert!(matches!(told.tell, Some((_, Message::Dead(_)))), "it may refute");
+    assert!(matches!(told.tell, Some((_, _, Message::Dead(_)))), "it may refute");
     assert_eq!(bench.state("x"), Some((D, 5)));
     assert_eq!(names(&bench.alive(alive("x", RUN, 6, 2)).unwrap()), ["joined"]);
 }
@@ -319,7 +319,7 @@ fn an_accuser_that_has_missed_a_refutation_is_told_again_once_in_a_while() {
     let mut bench = Bench::with_x();
     bench.suspect("self", SELF_RUN, 1, "x").unwrap();
     let told = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
-    assert!(matches!(told.tell, Some((to, Message::Alive(m))) if to == addr(2) && m.incarnation == 2));
+    assert!(matches!(told.tell, Some((to, _, Message::Alive(m))) if to == addr(2) && m.incarnation == 2));
     assert!(!told.refuted && told.broadcast.is_none());
     assert_eq!(bench.dead("self", SELF_RUN, 1, "x").unwrap_err(), Ignored::Stale);
     bench.now += Duration::from_secs(1);
@@ -342,7 +342,7 @@ fn foreign_news_about_this_node_is_outbid_and_its_own_echo_is_not() {
 fn a_new_run_at_the_same_address_outbids_the_old_one_that_it_is_shown() {
     let mut bench = Bench::with_x();
     let effects = bench.alive(alive("x", RUN + 1, 1, 2)).unwrap();
-    let Some((to, Message::Alive(shown))) = effects.tell else { panic!("{effects:?}") };
+    let Some((to, _, Message::Alive(shown))) = effects.tell else { panic!("{effects:?}") };
     assert_eq!((to, shown.id.run(), shown.incarnation), (addr(2), RUN, 5));
     let effects = bench.alive(alive("x", RUN + 1, 6, 2)).unwrap();
     assert_eq!(names(&effects), ["dead", "joined"], "one node went, another came");
@@ -723,7 +723,7 @@ fn one_that_was_declared_to_have_left_comes_back_higher_or_as_another_run_and_he
         bench.dead("x", RUN, 5, "a").unwrap();
         bench.force_leave("x").unwrap();
         let told = bench.alive(alive("x", RUN, 5, 2)).unwrap();
-        assert!(matches!(told.tell, Some((to, Message::Dead(_))) if to == addr(2)));
+        assert!(matches!(told.tell, Some((to, _, Message::Dead(_))) if to == addr(2)));
         assert_eq!(names(&bench.alive(back).unwrap()), ["joined"]);
     }
 }

@@ -13,16 +13,21 @@ use bincode::{
 };
 use bytes::Bytes;
 
+use zeroize::Zeroizing;
+
 use super::{
     WireError,
+    frame::MAX_LABEL,
     message::{
         Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Receipt, Remembered, Suspect,
         UserBroadcast,
     },
+    order::{MAX_ORDER, Order, Ordered, Standing},
     state::{Refusal, StateHeader},
 };
 use crate::{
     accusation::Evidence,
+    keyring::{Key, KeyId, Sealing},
     member::{MAX_META, MemberState, NodeId, PackedTags, Versions, check_name},
 };
 
@@ -391,6 +396,113 @@ pub fn decode_receipt(byte: u8) -> Result<Receipt, WireError> {
         .into_iter()
         .find(|receipt| encode_receipt(*receipt) == byte)
         .ok_or(WireError::Kind)
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WireOrder<'a> {
+    Tell,
+    Install(&'a [u8]),
+    Use([u8; 4]),
+    Keep([u8; 4]),
+    Hear(&'a str),
+    Say(&'a str),
+    HearOnly(&'a str),
+    Seal(u8),
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireOrdered<'a> {
+    from: WireId<'a>,
+    to: WireId<'a>,
+    order: WireOrder<'a>,
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireStanding<'a> {
+    id: WireId<'a>,
+    keys: Vec<[u8; 4]>,
+    sealing: u8,
+    label: &'a str,
+    hears: Vec<&'a str>,
+    refused: &'a str,
+}
+
+const SEALINGS: [Sealing; 3] = [Sealing::Off, Sealing::Outgoing, Sealing::Required];
+
+fn sealing(byte: u8) -> Result<Sealing, WireError> {
+    SEALINGS.get(usize::from(byte)).copied().ok_or(WireError::Kind)
+}
+
+fn label(text: &str) -> Result<String, WireError> {
+    if text.len() <= MAX_LABEL { Ok(text.to_owned()) } else { Err(WireError::Label) }
+}
+
+/// An order as bytes. It may hold a key: wiped when dropped.
+pub fn encode_order(ordered: &Ordered) -> Zeroizing<Vec<u8>> {
+    let order = match &ordered.order {
+        Order::Tell => WireOrder::Tell,
+        Order::Install(key) => WireOrder::Install(key.as_bytes()),
+        Order::Use(id) => WireOrder::Use(id.to_bytes()),
+        Order::Keep(id) => WireOrder::Keep(id.to_bytes()),
+        Order::Hear(label) => WireOrder::Hear(label),
+        Order::Say(label) => WireOrder::Say(label),
+        Order::HearOnly(label) => WireOrder::HearOnly(label),
+        Order::Seal(sealing) => WireOrder::Seal(*sealing as u8),
+    };
+    // Large enough from the start: what is moved leaves a copy behind.
+    let mut out = Zeroizing::new(Vec::with_capacity(MAX_ORDER));
+    append(WireOrdered { from: (&ordered.from).into(), to: (&ordered.to).into(), order }, &mut out);
+    out
+}
+
+/// Reads an order.
+///
+/// # Errors
+/// Why these bytes are none.
+pub fn decode_order(bytes: &[u8]) -> Result<Ordered, WireError> {
+    let WireOrdered { from, to, order } = exactly(bytes)?;
+    let order = match order {
+        WireOrder::Tell => Order::Tell,
+        WireOrder::Install(key) => Order::Install(Key::from_bytes(key).map_err(|_| WireError::Malformed)?),
+        WireOrder::Use(id) => Order::Use(KeyId::from_bytes(id)),
+        WireOrder::Keep(id) => Order::Keep(KeyId::from_bytes(id)),
+        WireOrder::Hear(text) => Order::Hear(label(text)?),
+        WireOrder::Say(text) => Order::Say(label(text)?),
+        WireOrder::HearOnly(text) => Order::HearOnly(label(text)?),
+        WireOrder::Seal(byte) => Order::Seal(sealing(byte)?),
+    };
+    Ok(Ordered { from: from.checked()?, to: to.checked()?, order })
+}
+
+/// How things stand, as bytes.
+pub fn encode_standing(standing: &Standing) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256);
+    let wire = WireStanding {
+        id: (&standing.id).into(),
+        keys: standing.keys.iter().map(|id| id.to_bytes()).collect(),
+        sealing: standing.sealing as u8,
+        label: &standing.label,
+        hears: standing.hears.iter().map(String::as_str).collect(),
+        refused: standing.refused.as_deref().unwrap_or_default(),
+    };
+    append(wire, &mut out);
+    out
+}
+
+/// Reads how things stand at a node.
+///
+/// # Errors
+/// Why these bytes do not say it.
+pub fn decode_standing(bytes: &[u8]) -> Result<Standing, WireError> {
+    let wire: WireStanding<'_> = exactly(bytes)?;
+    Ok(Standing {
+        id: wire.id.checked()?,
+        keys: wire.keys.into_iter().map(KeyId::from_bytes).collect(),
+        sealing: sealing(wire.sealing)?,
+        label: label(wire.label)?,
+        hears: wire.hears.into_iter().map(label).collect::<Result<_, _>>()?,
+        refused: (!wire.refused.is_empty()).then(|| wire.refused.to_owned()),
+    })
 }
 
 #[derive(Encode, BorrowDecode)]

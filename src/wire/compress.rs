@@ -47,9 +47,9 @@ fn squeeze(body: &[u8], out: &mut Vec<u8>) -> Option<usize> {
     let start = out.len();
     let most = body.len() - body.len() / 16;
     out.resize(start + block::get_maximum_output_size(body.len()), 0);
-    let len = block::compress_into(body, &mut out[start..]).ok().filter(|len| {
-        *len < most && len * MAX_RATIO >= body.len()
-    });
+    let len = block::compress_into(body, &mut out[start..])
+        .ok()
+        .filter(|len| *len < most && len * MAX_RATIO >= body.len());
     out.truncate(start + len.unwrap_or(0));
     len
 }
@@ -204,7 +204,10 @@ mod tests {
             assert_eq!((head.packed, head.len), (block.len(), body.len()));
             head.unpack(block, &mut out).unwrap();
             assert_eq!(out, body);
-            assert_eq!(BlockHead::read(*packed.first_chunk().unwrap(), body.len() - 1), Err(WireError::Compressed));
+            assert_eq!(
+                BlockHead::read(*packed.first_chunk().unwrap(), body.len() - 1),
+                Err(WireError::Compressed)
+            );
         }
     }
 

@@ -100,6 +100,9 @@ pub const MAX_LABEL: usize = 255;
 /// The highest number that HashiCorp's memberlist begins a message with, but for its label (which is 244 too).
 const LAST_OF_MEMBERLIST: u8 = 13;
 
+/// Bytes of a checksum.
+pub(super) const CRC: usize = 4;
+
 /// Flag: a seal.
 pub const SEALED: u8 = 1;
 /// Flag: a checksum of the body, CRC-32.
@@ -124,6 +127,8 @@ pub enum StreamKind {
     Ping,
     /// Bytes of users, each frame answered by a receipt.
     User,
+    /// An order about keys, labels and seals.
+    Order,
 }
 
 impl StreamKind {
@@ -133,6 +138,7 @@ impl StreamKind {
             Self::PushPull => 1,
             Self::Ping => 2,
             Self::User => 3,
+            Self::Order => 4,
         }
     }
 
@@ -141,7 +147,7 @@ impl StreamKind {
     /// # Errors
     /// [`WireError::Kind`].
     pub fn of(byte: u8) -> Result<Self, WireError> {
-        [Self::PushPull, Self::Ping, Self::User]
+        [Self::PushPull, Self::Ping, Self::User, Self::Order]
             .into_iter()
             .find(|kind| kind.byte() == byte)
             .ok_or(WireError::Kind)
@@ -198,7 +204,7 @@ impl Envelope {
         head
     }
 
-    /// What is inside a packet with this label and no flags.
+    /// What is inside a packet with this label that is neither sealed nor compressed.
     ///
     /// # Errors
     /// What is wrong with the envelope.
@@ -209,8 +215,8 @@ impl Envelope {
         }
         match flags {
             0 => Ok(&bytes[len..]),
+            CHECKSUM => checked(&bytes[len..]),
             _ if flags & SEALED != 0 => Err(WireError::Sealed),
-            _ if flags & CHECKSUM != 0 => Err(WireError::Checksum),
             _ => Err(WireError::Compressed),
         }
     }
@@ -233,6 +239,12 @@ impl Envelope {
     pub fn parts<'a>(&self, packet: &'a [u8]) -> Result<Parts<'a>, WireError> {
         Parts::of(self.strip(packet)?)
     }
+}
+
+/// What is behind a checksum.
+pub(super) fn checked(bytes: &[u8]) -> Result<&[u8], WireError> {
+    let (sum, body) = bytes.split_first_chunk::<CRC>().ok_or(WireError::Truncated)?;
+    if crc32fast::hash(body).to_le_bytes() == *sum { Ok(body) } else { Err(WireError::Checksum) }
 }
 
 /// The first bytes of a packet or stream.

@@ -3,16 +3,13 @@
 
 use super::{
     WireError, compress,
-    frame::{ADDRESSED, CHECKSUM, COMPRESSED, Envelope, Head, SEALED},
+    frame::{ADDRESSED, CHECKSUM, COMPRESSED, CRC, Envelope, Head, SEALED, checked},
     seal::{Opening, SEAL_HEAD, Seals, TAG},
 };
 use crate::{
     config::{Config, ConfigError},
-    keyring::{Key, Sealing},
+    keyring::{Key, KeyId, Sealing},
 };
-
-/// Bytes of a checksum.
-const CRC: usize = 4;
 
 /// Labels that a node may change to at run time are this long, or as long as the longest that it begins with.
 pub const SPARE_LABEL: usize = 32;
@@ -142,7 +139,13 @@ impl Guard {
 
     /// Bytes around the answer to a packet, at least: by as much a packet is longer than what it asks.
     pub fn least_overhead(&self) -> usize {
-        let seal = if self.seals_out() { SEAL_HEAD + TAG } else if self.checksum { CRC } else { 0 };
+        let seal = if self.seals_out() {
+            SEAL_HEAD + TAG
+        } else if self.checksum {
+            CRC
+        } else {
+            0
+        };
         self.envelope.len() + seal
     }
 
@@ -171,7 +174,13 @@ impl Guard {
     ///
     /// # Errors
     /// [`WireError::Seal`] if it cannot be sealed.
-    pub fn wrap(&mut self, own: u64, to: Option<u64>, body: &[u8], out: &mut Vec<u8>) -> Result<(), WireError> {
+    pub fn wrap(
+        &mut self,
+        own: u64,
+        to: Option<u64>,
+        body: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), WireError> {
         out.clear();
         self.packing.clear();
         let packed = self.compress && compress::pack(body, &mut self.packing);
@@ -213,11 +222,7 @@ impl Guard {
         } else if self.requires_seals() {
             return Err(WireError::Unsealed);
         } else if flags & CHECKSUM != 0 {
-            let (sum, body) = packet[len..].split_first_chunk::<CRC>().ok_or(WireError::Truncated)?;
-            if crc32fast::hash(body).to_le_bytes() != *sum {
-                return Err(WireError::Checksum);
-            }
-            (None, body)
+            (None, checked(&packet[len..])?)
         } else {
             (None, &packet[len..])
         };
@@ -229,20 +234,26 @@ impl Guard {
         Ok(Unwrapped { body: &self.packing, sealed })
     }
 
-    /// Begins a stream to dial. A stream that is not sealed carries its `kind` right behind.
+    /// Begins a stream to dial. A stream that is not sealed carries its kind right behind.
     pub fn open_stream(&mut self, own: u64) -> Opened {
-        let mut head = Vec::new();
-        match self.seals.opening(own).filter(|_| self.sealing >= Sealing::Outgoing) {
-            Some(opening) => {
-                self.envelope.begin(SEALED, &mut head);
-                head.extend_from_slice(&opening.to_bytes());
-                Opened::Sealed(head, opening)
-            }
-            None => {
-                self.envelope.begin(0, &mut head);
-                Opened::Plain(head)
-            }
+        if self.seals_out()
+            && let Some(key) = self.seals.primary()
+        {
+            return self.open_sealed(own, key, None);
         }
+        let mut head = Vec::new();
+        self.envelope.begin(0, &mut head);
+        Opened::Plain(head)
+    }
+
+    /// Begins a stream that is sealed in any case, under the key of that id, and with a label that may be another
+    /// one than this node's.
+    pub fn open_sealed(&mut self, own: u64, key: KeyId, label: Option<&Envelope>) -> Opened {
+        let mut head = Vec::new();
+        label.unwrap_or(&self.envelope).begin(SEALED, &mut head);
+        let opening = Opening { key, half: self.seals.half(own) };
+        head.extend_from_slice(&opening.to_bytes());
+        Opened::Sealed(head, opening)
     }
 
     /// Whether a stream with that head is served, and whether it is sealed.

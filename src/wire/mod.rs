@@ -5,6 +5,7 @@ pub mod compress;
 pub mod frame;
 pub mod guard;
 pub mod message;
+pub mod order;
 pub mod seal;
 pub mod shared;
 pub mod state;

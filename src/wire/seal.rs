@@ -210,6 +210,11 @@ impl Seals {
         !self.roots.is_empty()
     }
 
+    /// Whether there is a key of that id.
+    pub fn has(&self, id: KeyId) -> bool {
+        self.root(id).is_some()
+    }
+
     /// The key that seals.
     pub fn primary(&self) -> Option<KeyId> {
         self.roots.first().map(|root| root.id)
@@ -327,13 +332,7 @@ impl Seals {
         }
     }
 
-    /// What this node begins a stream with; nothing without a key.
-    pub fn opening(&mut self, own: u64) -> Option<Opening> {
-        let key = self.primary()?;
-        Some(Opening { key, half: Half { run: own, number: self.count() } })
-    }
-
-    /// What this node adds to a stream that somebody else has begun.
+    /// What this node adds to the key of a stream, other than to any before.
     pub fn half(&mut self, own: u64) -> Half {
         Half { run: own, number: self.count() }
     }

@@ -27,6 +27,8 @@ pub(crate) enum Lost {
     StreamTimeout,
     /// A stream that broke.
     StreamBroken,
+    /// A stream that the other side refused for its label or its key.
+    StreamRefused,
     /// A user's broadcast that had been seen.
     SeenBroadcast,
     /// A user's broadcast that nobody handles here.
@@ -76,7 +78,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 32] = [
+    pub(crate) const ALL: [(Self, &'static str); 33] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -86,6 +88,7 @@ impl Lost {
         (Self::TooManyStreams, "too_many_streams"),
         (Self::StreamTimeout, "stream_timeout"),
         (Self::StreamBroken, "stream_broken"),
+        (Self::StreamRefused, "stream_refused"),
         (Self::SeenBroadcast, "seen_broadcast"),
         (Self::NoHandler, "no_handler"),
         (Self::HandlerBusy, "handler_busy"),
@@ -130,7 +133,9 @@ impl Lost {
             Self::WouldBlock | Self::SendFailed => "packets_out",
             Self::ReadFailed | Self::AcceptFailed => "sockets",
             Self::NoRoom | Self::Pruned => "broadcasts",
-            Self::TooManyStreams | Self::StreamTimeout | Self::StreamBroken => "streams",
+            Self::TooManyStreams | Self::StreamTimeout | Self::StreamBroken | Self::StreamRefused => {
+                "streams"
+            }
             Self::SeenBroadcast
             | Self::NoHandler
             | Self::HandlerBusy

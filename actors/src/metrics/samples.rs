@@ -70,6 +70,10 @@ pub const TABLE: &[Described] = &[
     described("memberlist_streams_open", G, "", &[], "streams open"),
     described("memberlist_packets_sent", C, "", &[], "datagrams sent"),
     described("memberlist_packets_received", C, "", &[], "datagrams received"),
+    described("memberlist_orders", C, "", &[], "orders about keys, labels and seals that other nodes gave"),
+    described("memberlist_handed_over", C, "", &[], "newcomers under an older key or label that were told of the present one"),
+    described("memberlist_packets_unsealed", C, "", &[], "datagrams taken in though a key is there and they are not sealed"),
+    described("memberlist_streams_unsealed", C, "", &[], "streams served though a key is there and they are not sealed"),
     described("memberlist_messages_sent", C, "", &["kind"], "messages sent at the head of datagrams"),
     described("memberlist_messages_received", C, "", &["kind"], "messages received in datagrams"),
     described("memberlist_suspicions", C, "", &["accuser", "evidence"], "suspicions by evidence"),
@@ -172,6 +176,10 @@ impl Metrics {
         all.gauge("memberlist_streams_open", self.streams_open);
         all.counter("memberlist_packets_sent", self.packets_sent);
         all.counter("memberlist_packets_received", self.packets_received);
+        all.counter("memberlist_orders", self.orders);
+        all.counter("memberlist_handed_over", self.handed_over);
+        all.counter("memberlist_packets_unsealed", self.packets_unsealed);
+        all.counter("memberlist_streams_unsealed", self.streams_unsealed);
         for (kind, n) in &self.messages_sent {
             all.put("memberlist_messages_sent", &[("kind", kind)], Value::Counter(*n));
         }

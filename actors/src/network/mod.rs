@@ -12,6 +12,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub(crate) mod channel;
 #[cfg(feature = "testing")]
 pub mod memory;
 mod system;

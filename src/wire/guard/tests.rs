@@ -150,7 +150,8 @@ fn weak_point_34_nothing_is_compressed_or_packed_within_another() {
     body.extend_from_slice(&inner);
     let packet = wrap(&mut a, &body);
     let taken = unwrap(&mut plain(""), &packet).unwrap();
-    let parts: Vec<_> = Parts::of(&taken).unwrap().map(|part| crate::wire::codec::decode(part.unwrap())).collect();
+    let parts: Vec<_> =
+        Parts::of(&taken).unwrap().map(|part| crate::wire::codec::decode(part.unwrap())).collect();
     assert_eq!(parts, [Err(WireError::Kind)], "a packet is no message");
 }
 

@@ -192,7 +192,9 @@ fn weak_point_37_no_record_of_one_stream_opens_in_another() {
     let seals = Seals::new(&keys(&[1]));
     let (mut there, _) = ends();
     let recorded = record(&mut there, b"state");
-    for (dialled, accepted) in [([1, 10], [2, 21]), ([1, 11], [2, 20]), ([1, 10], [3, 20]), ([2, 20], [1, 10])] {
+    for (dialled, accepted) in
+        [([1, 10], [2, 21]), ([1, 11], [2, 20]), ([1, 10], [3, 20]), ([2, 20], [1, 10])]
+    {
         let mut other = seals.stream(opening(1, dialled), half(accepted), End::Accepted).unwrap();
         assert_eq!(other.open(&mut recorded.clone()), Err(WireError::Seal));
     }

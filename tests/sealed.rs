@@ -1,0 +1,226 @@
+//! Keys, labels and seals of whole clusters: who meets, who does not and can read why, and how a running cluster
+//! is taken from one to another.
+
+use std::time::Duration;
+
+use actix_memberlist::{
+    Cluster, ClusterBuilder, Config, JoinError, Key, Keyring, MemberState, Refusal, Sealing,
+};
+use memberlist_tests::{World, addr, log::Log, paused};
+
+fn key(n: u8) -> Key {
+    Key::from_bytes(&[n; 32]).expect("long enough")
+}
+
+/// Of a world in which everybody has the key 1.
+fn with_key(world: &World, i: usize, n: u8) -> ClusterBuilder {
+    world.builder(i).key(key(n))
+}
+
+async fn sealed(seed: u64, n: usize) -> World {
+    let mut world = World::new(seed, Config::lan());
+    for i in 0..n {
+        let node = with_key(&world, i, 1).start().await.expect("it starts");
+        world.nodes.push(node);
+    }
+    for i in 1..n {
+        world.nodes[i].join(&[&addr(0).to_string()]).await.expect("it joins");
+    }
+    assert!(agree(&world, n).await, "{}", world.disagreements(n));
+    world
+}
+
+async fn agree(world: &World, n: usize) -> bool {
+    world
+        .wait_until(Duration::from_secs(60), |w| (0..n).all(|i| w.all_hold(0..n, i, MemberState::Alive)))
+        .await
+        .is_some()
+}
+
+fn refused(joined: Result<actix_memberlist::Joined, JoinError>) -> Option<Refusal> {
+    match joined {
+        Err(JoinError::Refused(refusal)) => Some(refusal),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_sealed_cluster_forms_and_nothing_of_it_can_be_read() {
+    paused(async {
+        let world = sealed(1, 5).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        for node in &world.nodes {
+            let metrics = node.metrics();
+            assert!(metrics.packets_received > 10 && metrics.packets_unsealed == 0);
+            for reason in ["seal", "sealed", "unsealed", "replayed", "reflected", "unaddressed"] {
+                assert_eq!(metrics.dropped[reason], 0, "{reason}");
+            }
+        }
+    });
+}
+
+#[test]
+fn who_has_another_key_or_label_or_none_is_refused_and_both_sides_can_read_why() {
+    Log::of(|log| async move {
+        let world = sealed(2, 3).await;
+        let before = world.nodes[0].view().rev();
+        let plain = |i: usize| world.builder(i).plaintext();
+        let cases: [(ClusterBuilder, Refusal, &str); 4] = [
+            (with_key(&world, 3, 2), Refusal::Key, "sealed"),
+            (plain(4), Refusal::Key, "unsealed"),
+            (with_key(&world, 5, 1).label("other"), Refusal::Label, "label"),
+            (plain(6).label("other"), Refusal::Label, "label"),
+        ];
+        for (builder, why, reason) in cases {
+            let stranger = builder.start().await.expect("it starts");
+            let counted = |node: &Cluster| node.metrics().dropped[reason];
+            let (here, there) = (counted(&world.nodes[0]), stranger.metrics().dropped["stream_refused"]);
+            assert_eq!(
+                refused(stranger.join(&[&addr(0).to_string()]).await),
+                Some(why.clone()),
+                "it came to us"
+            );
+            assert_eq!(counted(&world.nodes[0]), here + 1, "{reason}");
+            assert_eq!(stranger.metrics().dropped["stream_refused"], there + 1);
+            // The other way round, and in datagrams.
+            let at = stranger.view().local().addr;
+            let answer = refused(world.nodes[1].join(&[&at.to_string()]).await);
+            let expected = if matches!(why, Refusal::Label) { Refusal::Label } else { Refusal::Key };
+            assert_eq!(answer, Some(expected), "we came to it");
+            assert!(world.nodes[1].ping("stranger", at).await.is_err());
+            assert!(stranger.ping("n000", addr(0)).await.is_err());
+            assert_eq!(stranger.view().all().count(), 1);
+            stranger.shutdown().await;
+        }
+        assert_eq!(world.nodes[0].view().rev(), before, "nothing has changed");
+        for hint in ["given the same keys", "gossip_verify_outgoing", "given the same label"] {
+            assert!(!log.with(hint).is_empty(), "{hint}: {:?}", log.lines());
+        }
+        assert!(log.with("0101010101").is_empty() && log.with("0202020202").is_empty());
+    });
+}
+
+#[test]
+fn what_goes_over_streams_is_compressed_where_it_pays() {
+    paused(async {
+        let mut sizes = Vec::new();
+        for compress_streams in [false, true] {
+            let mut world = World::new(3, Config { compress_streams, ..Config::lan() });
+            world.start(2).await;
+            for node in &world.nodes {
+                node.set_meta(vec![7; 500].into()).await.expect("it fits");
+            }
+            world.nodes[1].join(&[&addr(0).to_string()]).await.expect("it joins");
+            assert!(agree(&world, 2).await);
+            sizes.push(world.nodes[1].metrics().stream_bytes_sent);
+        }
+        assert!(sizes[1] + 300 < sizes[0], "{sizes:?}");
+    });
+}
+
+#[test]
+fn a_cluster_is_taken_to_another_key() {
+    paused(async {
+        let world = sealed(4, 5).await;
+        let ring = world.nodes[2].keyring().expect("it has one");
+        let report =
+            ring.rotate_cluster(&world.nodes[2], key(9), Duration::from_secs(20)).await.expect("all follow");
+        assert_eq!((report.step, report.members, report.acknowledged), ("remove", 5, 5));
+        for node in &world.nodes {
+            assert_eq!(node.keyring().expect("it has one").list(), [key(9)]);
+        }
+        assert!(agree(&world, 5).await);
+    });
+}
+
+#[test]
+fn a_cluster_is_taken_to_another_label() {
+    paused(async {
+        let world = sealed(5, 5).await;
+        let report =
+            world.nodes[1].relabel_cluster("new", Duration::from_secs(20)).await.expect("all follow");
+        assert_eq!((report.step, report.members, report.acknowledged), ("hear only", 5, 5));
+        for node in &world.nodes {
+            assert_eq!(node.labels(), ("new".to_owned(), vec![]));
+        }
+        assert!(agree(&world, 5).await);
+    });
+}
+
+#[test]
+fn a_running_cluster_is_taken_from_plain_to_sealed() {
+    paused(async {
+        let config = Config { gossip_verify_incoming: false, gossip_verify_outgoing: false, ..Config::lan() };
+        let mut world = World::new(6, config);
+        for i in 0..5 {
+            let node = with_key(&world, i, 1).start().await.expect("it starts");
+            world.nodes.push(node);
+        }
+        for i in 1..5 {
+            world.nodes[i].join(&[&addr(0).to_string()]).await.expect("it joins");
+        }
+        assert!(agree(&world, 5).await);
+        assert_eq!(world.nodes[3].sealing(), Sealing::Off);
+        let report = world.nodes[3].seal_cluster(Duration::from_secs(20)).await.expect("all follow");
+        assert_eq!((report.step, report.members, report.acknowledged), ("require seals", 5, 5));
+        assert!(world.nodes.iter().all(|node| node.sealing() == Sealing::Required));
+        let unsealed =
+            |world: &World| world.nodes.iter().map(|node| node.metrics().packets_unsealed).sum::<u64>();
+        let before = unsealed(&world);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(agree(&world, 5).await);
+        assert_eq!(unsealed(&world), before);
+    });
+}
+
+#[test]
+fn a_newcomer_with_the_old_key_is_told_of_the_new_one_while_both_open() {
+    paused(async {
+        let mut world = sealed(7, 3).await;
+        for node in &world.nodes {
+            let ring = node.keyring().expect("it has one");
+            ring.install(key(2)).expect("there is room");
+            ring.use_key(&key(2)).expect("it is there");
+        }
+        let newcomer = with_key(&world, 3, 1).start().await.expect("it starts");
+        newcomer.join(&[&addr(1).to_string()]).await.expect("it joins");
+        world.nodes.push(newcomer);
+        assert!(agree(&world, 4).await, "{}", world.disagreements(4));
+        let primary = |node: &Cluster| node.keyring().expect("it has one").list()[0].clone();
+        assert_eq!(primary(&world.nodes[3]), key(2));
+        assert_eq!(world.nodes[1].metrics().handed_over, 1);
+    });
+}
+
+#[test]
+fn a_step_that_one_member_cannot_follow_ends_the_change_with_its_name() {
+    paused(async {
+        let world = sealed(8, 4).await;
+        world.network.partition(&[addr(3)], &[addr(0), addr(1), addr(2)]);
+        let ring = world.nodes[0].keyring().expect("it has one");
+        let report = ring
+            .rotate_cluster(&world.nodes[0], key(9), Duration::from_secs(8))
+            .await
+            .expect_err("one is away");
+        assert_eq!((report.step, report.members, report.acknowledged), ("install", 4, 3));
+        let names: Vec<_> = report.failed.keys().map(|id| id.name().to_owned()).collect();
+        assert_eq!(names, [world.nodes[3].view().local().name()]);
+        assert_eq!(world.nodes[3].keyring().expect("it has one").list(), [key(1)]);
+    });
+}
+
+#[test]
+fn one_ring_may_be_shared_and_is_changed_for_all_who_share_it() {
+    paused(async {
+        let mut world = World::new(9, Config::lan());
+        let ring = Keyring::new(key(1));
+        for i in 0..2 {
+            let node = world.builder(i).keyring(ring.clone()).start().await.expect("it starts");
+            world.nodes.push(node);
+        }
+        ring.install(key(2)).expect("there is room");
+        ring.use_key(&key(2)).expect("it is there");
+        world.nodes[1].join(&[&addr(0).to_string()]).await.expect("it joins");
+        assert!(agree(&world, 2).await);
+    });
+}
