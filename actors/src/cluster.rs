@@ -277,7 +277,9 @@ impl Cluster {
 
     /// Seals more or less than before, on this node alone; without keys that changes nothing. It begins with what
     /// [`Config::gossip_verify_outgoing`](crate::Config::gossip_verify_outgoing) and
-    /// [`gossip_verify_incoming`](crate::Config::gossip_verify_incoming) say.
+    /// [`gossip_verify_incoming`](crate::Config::gossip_verify_incoming) say. Nothing checks here, as the start does,
+    /// whether the node can be reached from outside its host: below [`Sealing::Required`] whoever reaches it can
+    /// join and forge.
     pub fn set_sealing(&self, sealing: Sealing) {
         self.doors().admission.set_sealing(sealing);
     }
@@ -476,6 +478,10 @@ impl Cluster {
 
     /// Sends bytes in one datagram to whoever is at `addr`, member or not; that node's handlers of users'
     /// bytes get them. At most once, in no order, perhaps never. memberlist's `SendToAddress`.
+    ///
+    /// With keys they are sealed for every node that has the key, because nobody knows who is there: somebody who
+    /// has recorded the datagram may bring it to other nodes too, once to each, and again after a restart. What
+    /// is sent to a [`Peer`] opens there alone, and once.
     ///
     /// # Errors
     /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Full`], [`SendError::Stopped`].
