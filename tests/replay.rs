@@ -33,8 +33,24 @@ const TO_ANYBODY: &[u8] = b"to whoever is there";
 const AT_ONCE: usize = 200;
 
 /// Reasons to drop what is played.
-const REASONS: [&str; 9] =
-    ["seal", "sealed", "unsealed", "label", "replayed", "reflected", "unaddressed", "flags", "truncated"];
+const REASONS: [&str; 16] = [
+    "seal",
+    "sealed",
+    "unsealed",
+    "label",
+    "replayed",
+    "reflected",
+    "unaddressed",
+    "flags",
+    "truncated",
+    "foreign",
+    "foreign_memberlist",
+    "wire_version",
+    "too_long",
+    "kind",
+    "stream_broken",
+    "stream_timeout",
+];
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -292,7 +308,7 @@ fn datagrams(tap: &Tap) -> Vec<TappedDatagram> {
     let there: Vec<_> = (0..=VICTIM).map(addr).collect();
     let recorded: Vec<_> =
         tap.datagrams().into_iter().filter(|d| there.contains(&d.from) && there.contains(&d.to)).collect();
-    assert!(recorded.len() > 1000 && tap.missed() == 0, "{}", recorded.len());
+    assert!(recorded.len() > 500 && tap.missed() == 0, "{}", recorded.len());
     recorded
 }
 

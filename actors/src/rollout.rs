@@ -27,7 +27,7 @@ use memberlist_protocol::{
 };
 use tokio::{
     sync::oneshot,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use crate::{
@@ -134,13 +134,20 @@ async fn step(doors: &Arc<Doors>, order: &Order, deadline: Instant) -> Rollout {
         report.members = 1 + others(doors).len();
         return report;
     }
-    let (mut holds, mut verifying) = (BTreeSet::new(), false);
+    let (mut holds, mut verifying, mut settled) = (BTreeSet::new(), false, false);
     let (mut running, mut not_before) = (Vec::<Asking<'_>>::new(), BTreeMap::new());
+    let mut changes = doors.view.subscribe();
     loop {
+        changes.mark_unchanged();
         let members = others(doors);
         let missing = || members.iter().filter(|member| !holds.contains(&member.id));
         let missed = missing().count();
         (report.members, report.acknowledged) = (members.len() + 1, members.len() - missed);
+        if missed == 0 && verifying && last && !std::mem::replace(&mut settled, true) {
+            // Somebody may have come in elsewhere by what was just taken away, and be known here in a moment.
+            sleep_until(deadline.min(Instant::now() + PAUSE)).await;
+            continue;
+        }
         if missed == 0 && verifying {
             report.failed.clear();
             match if last { doors.admission.follow(order) } else { Ok(()) } {
@@ -181,9 +188,13 @@ async fn step(doors: &Arc<Doors>, order: &Order, deadline: Instant) -> Rollout {
                 running.push((member.id.clone(), asking));
             }
         }
-        // Every now and then somebody has come or gone.
-        let pause = deadline.min(now + PAUSE);
-        let Ok((id, answer)) = timeout_at(pause, first_of(&mut running)).await else { continue };
+        let (id, answer) = tokio::select! {
+            biased;
+            answered = first_of(&mut running) => answered,
+            // Somebody has come or gone.
+            _ = changes.changed() => continue,
+            () = sleep_until(deadline.min(now + PAUSE)) => continue,
+        };
         let why = match answer {
             Ok(standing) if standing.follows(order) => {
                 report.failed.remove(&id);
