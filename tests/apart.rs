@@ -63,7 +63,8 @@ fn two_clusters_never_merge_also_when_one_takes_over_the_others_addresses() {
                 let node = node(&world, i, &format!("n{i:03}"), addr(i), ours).await;
                 world.nodes.push(node);
             }
-            let all = |n: usize| move |w: &World| w.nodes[..n].iter().all(|node| node.view().alive_count() == n);
+            let all =
+                |n: usize| move |w: &World| w.nodes[..n].iter().all(|node| node.view().alive_count() == n);
             world.wait_until(secs(60), all(NODES)).await.expect("the first cluster forms");
 
             let mut others = Vec::new();

@@ -200,7 +200,10 @@ impl Stage {
             let to = (i + 1) % NODES;
             let peer = seats[i].node.peer(&id(to)).expect("it is there");
             peer.cast_bytes(Bytes::from(format!("cast by {i}"))).expect("it is taken");
-            peer.send_bytes(Bytes::from(format!("sent by {i}"))).expect("it is taken").await.expect("it arrives");
+            peer.send_bytes(Bytes::from(format!("sent by {i}")))
+                .expect("it is taken")
+                .await
+                .expect("it arrives");
             seats[i].node.send_to_address(addr(to), Bytes::from_static(TO_ANYBODY)).expect("it is taken");
             seats[i].node.broadcast_bytes(Broadcast::new(format!("broadcast by {i}"))).expect("it is taken");
             seats[i].node.broadcast_bytes(Broadcast::new(vec![7; 50_000])).expect("it is taken");
@@ -250,9 +253,8 @@ impl Stage {
     /// Plays datagrams, all of which are dropped for a reason but `open` of them.
     async fn play(&self, what: &str, datagrams: impl IntoIterator<Item = (SocketAddr, SocketAddr, Vec<u8>)>) {
         let (before, stood) = (self.dropped(), self.stand());
-        let received = || -> u64 {
-            self.seats[..NODES].iter().map(|seat| seat.node.metrics().packets_received).sum()
-        };
+        let received =
+            || -> u64 { self.seats[..NODES].iter().map(|seat| seat.node.metrics().packets_received).sum() };
         let start = received();
         let mut played = 0;
         for (from, to, bytes) in datagrams {
@@ -370,12 +372,7 @@ fn weak_point_37_packets_that_were_recorded_change_nothing_wherever_they_are_pla
                 .await;
             // What is for one opens at no other.
             let for_one = || recorded.iter().filter(|d| !is_for_anybody(&d.bytes));
-            stage
-                .play(
-                    "to others",
-                    for_one().map(|d| (d.from, beside(d.to), d.bytes.to_vec())),
-                )
-                .await;
+            stage.play("to others", for_one().map(|d| (d.from, beside(d.to), d.bytes.to_vec()))).await;
             stage
                 .play(
                     "reflected",
@@ -519,8 +516,7 @@ fn neighbours_with_the_same_key_or_the_same_label_change_nothing() {
                 stage.play("relabelled", packets.iter().map(|d| (d.from, at(d), relabelled(d)))).await;
                 assert!(stage.dropped()["seal"] >= before + packets.len() as u64);
             }
-            let said: Vec<_> =
-                stage.tap.streams().into_iter().filter(|s| theirs.contains(&s.from)).collect();
+            let said: Vec<_> = stage.tap.streams().into_iter().filter(|s| theirs.contains(&s.from)).collect();
             stage.say_all(label, said.iter().map(|s| (addr(1), s.of(true)))).await;
             for other in others {
                 assert_eq!(other.node.view().alive_count(), 3);

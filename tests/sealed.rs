@@ -188,9 +188,7 @@ fn a_newcomer_with_the_old_key_is_told_of_the_new_one_while_both_open() {
         world.nodes.push(newcomer);
         assert!(agree(&world, 4).await, "{}", world.disagreements(4));
         let primary = |node: &Cluster| node.keyring().expect("it has one").list()[0].clone();
-        let told = |w: &World| {
-            primary(&w.nodes[3]) == key(2) && w.nodes[1].metrics().handed_over == 1
-        };
+        let told = |w: &World| primary(&w.nodes[3]) == key(2) && w.nodes[1].metrics().handed_over == 1;
         assert!(world.wait_until(Duration::from_secs(10), told).await.is_some());
     });
 }

@@ -301,8 +301,10 @@ impl Cluster {
     }
 
     /// Takes a running cluster from plain to sealed: all nodes have the key that this one has in use, and are
-    /// [`Sealing::Off`] so far; all seal; then all require seals. It works as
-    /// [`Keyring::rotate_cluster`] does.
+    /// [`Sealing::Off`] so far; all seal; then all require seals. Those who do more already are left as they are. It
+    /// works as [`Keyring::rotate_cluster`] does, but for newcomers: nobody tells them. So start those that come
+    /// later, or come back, with [`Config::gossip_verify_outgoing`](crate::Config::gossip_verify_outgoing) and
+    /// [`gossip_verify_incoming`](crate::Config::gossip_verify_incoming) as all have them at the end.
     ///
     /// # Errors
     /// The step that does not hold everywhere, where it does not, and why.

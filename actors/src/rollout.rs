@@ -170,7 +170,8 @@ async fn step(doors: &Arc<Doors>, order: &Order, deadline: Instant) -> Rollout {
             for member in missing() {
                 let asked = running.iter().any(|(id, _)| *id == member.id);
                 let why = if asked { "no answer in time" } else { "it was not asked in time" };
-                let why = if member.state == MemberState::Dead { format!("dead, and {why}") } else { why.into() };
+                let why =
+                    if member.state == MemberState::Dead { format!("dead, and {why}") } else { why.into() };
                 report.failed.entry(member.id.clone()).or_insert(why);
             }
             if last {
