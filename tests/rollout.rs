@@ -389,7 +389,8 @@ fn scenario(seed: u64, change: Change, when: When, absence: Absence) {
 
 fn all(change: Change, steps: usize, absence: Absence) {
     let moments = (0..steps).map(When::During);
-    for (seed, when) in (1..).zip([When::Before].into_iter().chain(moments)) {
+    let first = std::env::var("ROLLOUT_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1_u64);
+    for (seed, when) in (first..).zip([When::Before].into_iter().chain(moments)) {
         scenario(seed, change, when, absence);
     }
 }
