@@ -196,19 +196,19 @@ impl Stage {
         self.world.wait_until(secs(60), six).await.expect("it is refuted");
         // Users, in each way that there is.
         let id = |i: usize| seats[i].node.view().local().id.clone();
-        for i in 0..NODES {
+        for (i, Seat { node, .. }) in seats[..NODES].iter().enumerate() {
             let to = (i + 1) % NODES;
-            let peer = seats[i].node.peer(&id(to)).expect("it is there");
+            let peer = node.peer(&id(to)).expect("it is there");
             peer.cast_bytes(Bytes::from(format!("cast by {i}"))).expect("it is taken");
             peer.send_bytes(Bytes::from(format!("sent by {i}")))
                 .expect("it is taken")
                 .await
                 .expect("it arrives");
-            seats[i].node.send_to_address(addr(to), Bytes::from_static(TO_ANYBODY)).expect("it is taken");
-            seats[i].node.broadcast_bytes(Broadcast::new(format!("broadcast by {i}"))).expect("it is taken");
-            seats[i].node.broadcast_bytes(Broadcast::new(vec![7; 50_000])).expect("it is taken");
-            seats[i].node.set_meta(Bytes::from(format!("other meta of {i}"))).await.expect("it fits");
-            seats[i].node.ping(&format!("n{to:03}"), addr(to)).await.expect("it answers");
+            node.send_to_address(addr(to), Bytes::from_static(TO_ANYBODY)).expect("it is taken");
+            node.broadcast_bytes(Broadcast::new(format!("broadcast by {i}"))).expect("it is taken");
+            node.broadcast_bytes(Broadcast::new(vec![7; 50_000])).expect("it is taken");
+            node.set_meta(Bytes::from(format!("other meta of {i}"))).await.expect("it fits");
+            node.ping(&format!("n{to:03}"), addr(to)).await.expect("it answers");
         }
         // A death.
         seats[VICTIM].node.shutdown().await;
