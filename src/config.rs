@@ -106,7 +106,7 @@ pub struct Config {
     pub udp_buffer_size: usize,
 
     /// Whether what this node sends is sealed, if it has a key. On; off is the first of three steps that take a
-    /// running cluster from plain to sealed, see [`Sealing`](crate::keyring::Sealing).
+    /// running cluster from plain to sealed, see [`Sealing`].
     pub gossip_verify_outgoing: bool,
     /// Whether nothing is taken in that is not sealed, if this node has a key. On; with this alone it would not
     /// take in what its own kind sends.
