@@ -10,6 +10,7 @@ use actix_memberlist::{
 use futures_util::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
+pub mod agents;
 pub mod dns;
 pub mod log;
 pub mod story;
