@@ -130,8 +130,8 @@ impl Drop for Network {
 /// One process on one host. It is killed when this is dropped.
 struct Agent {
     child: Child,
-    /// Its end would mean nothing to it; so it stays open.
-    _input: ChildStdin,
+    /// A line of it is broadcast.
+    input: ChildStdin,
 }
 
 impl Agent {
@@ -150,7 +150,7 @@ impl Agent {
         read(host, child.stdout.take().unwrap(), lines.clone(), json);
         read(host, child.stderr.take().unwrap(), lines.clone(), What::Logged);
         let input = child.stdin.take().unwrap();
-        Self { child, _input: input }
+        Self { child, input }
     }
 }
 
@@ -214,7 +214,7 @@ enum Held {
 /// All hosts with their agents, and what these have said.
 struct Cluster {
     // The agents go before their hosts.
-    _agents: Vec<Agent>,
+    agents: Vec<Agent>,
     network: Network,
     size: usize,
     lines: Receiver<Line>,
@@ -231,7 +231,7 @@ impl Cluster {
         let (sender, lines) = mpsc::channel();
         let agents = (1..=size).map(|host| Agent::start(&network, host, &sender)).collect();
         let (start, story, held) = (Instant::now(), Vec::new(), BTreeMap::new());
-        let mut cluster = Self { _agents: agents, network, size, lines, start, story, held };
+        let mut cluster = Self { agents, network, size, lines, start, story, held };
         cluster.wait("all have met", MEET, Cluster::agree);
         cluster
     }
@@ -261,6 +261,27 @@ impl Cluster {
     fn netns(&self, words: &str) {
         self.network.run(words);
         println!("{:7.2} s  netns {words}", self.start.elapsed().as_secs_f64());
+    }
+
+    /// Each of these hosts has something to say to all, five times within as many seconds.
+    fn say(&mut self, hosts: &[usize]) {
+        for _ in 0..5 {
+            for host in hosts {
+                writeln!(self.agents[host - 1].input, "this is host {host}").unwrap();
+            }
+            self.watch(Duration::from_secs(1));
+        }
+    }
+
+    /// Whether one of these has heard that one, beginning at a line of the story.
+    fn heard(&self, from: usize, who: impl IntoIterator<Item = usize>, whom: usize) -> bool {
+        let (who, whom): (Vec<_>, _) = (who.into_iter().collect(), name(whom));
+        self.story[from..].iter().any(|line| match &line.what {
+            What::Said(said) => {
+                said["event"] == "broadcast" && said["from"] == *whom && who.contains(&line.host)
+            }
+            What::Logged(_) => false,
+        })
     }
 
     /// Waits until something holds.
@@ -377,19 +398,31 @@ fn halves_that_held_each_other_for_dead_agree_within_30_s_of_the_networks_return
     cluster.heal();
 }
 
-/// Host 3 loses the others in the way of these commands, and finds them again.
-fn lose(network: &str, size: usize, cut: &str, mend: &str) {
+/// What is lost on its way.
+#[derive(PartialEq)]
+enum Lost {
+    ToTheOthers,
+    FromTheOthers,
+    All,
+}
+
+/// One host of six loses the others in the way of these commands, and finds them again.
+fn lose(network: &str, lost: &Lost, cut: &str, mend: &str) {
     if !allowed() {
         return;
     }
-    let mut cluster = Cluster::meet(network, size);
+    let mut cluster = Cluster::meet(network, 6);
     let others = cluster.others(3);
-    let from = cluster.story.len();
     cluster.netns(cut);
-    cluster.wait("the others hold host 3 for dead", crash(size), |cluster| {
-        cluster.hold(others.clone(), 3, Held::Dead)
-    });
+    let (from, limit) = (cluster.story.len(), Instant::now() + crash(6));
+    cluster.say(&[1, 3]);
+    let left = limit.saturating_duration_since(Instant::now());
+    cluster
+        .wait("the others hold host 3 for dead", left, |cluster| cluster.hold(others.clone(), 3, Held::Dead));
     cluster.watch(silence());
+    // The cut was this one.
+    assert_eq!(cluster.heard(from, [3], 1), *lost == Lost::ToTheOthers, "{}", cluster.told());
+    assert_eq!(cluster.heard(from, others, 3), *lost == Lost::FromTheOthers, "{}", cluster.told());
     // Even if they hear what it says of them.
     let wrong = |(who, whom, _): &(usize, &str, &str)| *who != 3 && *whom != name(3);
     assert!(!cluster.said(from, "dead").iter().any(wrong), "of each other:\n{}", cluster.told());
@@ -402,17 +435,17 @@ fn lose(network: &str, size: usize, cut: &str, mend: &str) {
 
 #[test]
 fn a_host_that_hears_and_is_not_heard_is_dead_to_the_others_and_soon_back() {
-    lose("mute", 6, "cut 3 1-6 --one-way", "mend");
+    lose("mute", &Lost::ToTheOthers, "cut 3 1-6 --one-way", "mend");
 }
 
 #[test]
 fn a_host_that_is_heard_and_does_not_hear_is_dead_to_the_others_and_takes_nobody_with_it() {
-    lose("deaf", 6, "cut 1-6 3 --one-way", "mend");
+    lose("deaf", &Lost::FromTheOthers, "cut 1-6 3 --one-way", "mend");
 }
 
 #[test]
 fn a_host_whose_cable_is_pulled_is_dead_to_the_others_and_soon_back() {
-    lose("cable", 6, "unplug 3", "plug 3");
+    lose("cable", &Lost::All, "unplug 3", "plug 3");
 }
 
 #[test]
