@@ -292,7 +292,7 @@ impl Cluster {
             assert!(self.hear(deadline), "within {within:?} it is not so that {what}:\n{}", self.told());
         }
         println!(
-            "{:7.2} s  {what}: after {:.2?} of at most {within:?}",
+            "{:7.2} s  {what}: after {:.2?} of at most {within:.2?}",
             self.start.elapsed().as_secs_f64(),
             start.elapsed()
         );
