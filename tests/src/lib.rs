@@ -12,7 +12,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 pub mod agents;
 pub mod dns;
+pub mod hosts;
 pub mod log;
+pub mod netns;
 pub mod story;
 
 /// The program in the README compiles and runs.
