@@ -10,8 +10,11 @@ use actix_memberlist::{
 use futures_util::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
+pub mod agents;
 pub mod dns;
+pub mod hosts;
 pub mod log;
+pub mod netns;
 pub mod story;
 
 /// The program in the README compiles and runs.
