@@ -101,6 +101,8 @@ pub(crate) enum Line {
     NoneJoined,
     /// A seed of a source that was not joined, beside others that were.
     SeedNotJoined,
+    /// Somebody who was missing, and is there.
+    Found,
     /// A member whose datagrams are lost.
     UdpLost,
     /// A handler of the node's own that hung.
@@ -110,7 +112,7 @@ pub(crate) enum Line {
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 31] = [
+const PLAIN: [(Line, Level, &str); 32] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
@@ -139,6 +141,7 @@ const PLAIN: [(Line, Level, &str); 31] = [
     (Line::NoSeeds, Level::WARN, "sources without seeds"),
     (Line::NoneJoined, Level::WARN, "sources of whose seeds none was joined"),
     (Line::SeedNotJoined, Level::DEBUG, "seeds that were not joined"),
+    (Line::Found, Level::INFO, "missing ones that were found"),
     (Line::UdpLost, Level::WARN, "members that answered over a stream only"),
     (Line::Stalled, Level::WARN, "handlers that hung"),
     (Line::AllRestarted, Level::ERROR, "restarts of all actors"),

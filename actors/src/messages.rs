@@ -54,6 +54,8 @@ pub(crate) enum Exchange {
     Join,
     /// Shortly after joining: others may have joined at the same time.
     FollowUp,
+    /// With one who was missing, and answers.
+    Heal,
 }
 
 /// Who has a question to the application.
@@ -215,8 +217,8 @@ pub(crate) enum ToTransport {
     PushPull { addr: SocketAddr, why: Exchange },
     /// From BroadcastQueue: send a farewell to these members now, and say to how many it went.
     Farewell { packets: Vec<(SocketAddr, Bytes)>, reply: Reply<usize> },
-    /// From a join: exchange states with whoever is there.
-    Join { addr: SocketAddr, reply: Reply<Result<NodeId, JoinError>> },
+    /// From a join, or a search for who is missing: exchange states with whoever is there.
+    Join { addr: SocketAddr, why: Exchange, reply: Reply<Result<NodeId, JoinError>> },
 }
 
 impl Item for ToTransport {
