@@ -37,7 +37,7 @@ const SEARCHERS: usize = 20;
 /// Of so many attempts one goes to a seed, if any is missing, and one goes over a stream.
 const EVERY: u32 = 4;
 
-/// Those who died last are tried first, in an order of chance among so many.
+/// So many of those who died last are tried before the others, in an order of chance.
 const LATEST: usize = 16;
 
 /// Pause before an exchange, for each member: others find a way at the same time.
@@ -129,8 +129,10 @@ pub struct Heal {
     limit: Duration,
     next: Option<Instant>,
     attempts: u32,
-    /// Whom to try, from both ends in turn. It may hold some who are not dead any more.
-    order: VecDeque<Arc<str>>,
+    /// Who died last. It may hold some who are back, and so may the next one.
+    latest: Vec<Arc<str>>,
+    /// All who were dead when it was filled, the next one last.
+    rest: Vec<Arc<str>>,
 }
 
 impl Heal {
@@ -139,7 +141,7 @@ impl Heal {
         let interval = config.heal_interval;
         let limit = config.tcp_timeout.min(interval);
         let attempts = rng.random_range(0..EVERY);
-        let mut heal = Self { interval, limit, next: None, attempts, order: VecDeque::new() };
+        let mut heal = Self { interval, limit, next: None, attempts, latest: Vec::new(), rest: Vec::new() };
         heal.schedule(now, rng);
         heal
     }
@@ -150,13 +152,14 @@ impl Heal {
     }
 
     /// A member has died. It is among the next to be tried, since a fault that is short is found early.
-    pub fn died(&mut self, name: Arc<str>, max: usize, rng: &mut impl Rng) {
-        if self.interval.is_zero() || self.order.len() >= max {
+    pub fn died(&mut self, name: Arc<str>, rng: &mut impl Rng) {
+        if self.interval.is_zero() {
             return;
         }
-        let len = self.order.len();
-        let at = rng.random_range(len.saturating_sub(LATEST)..=len);
-        self.order.insert(at, name);
+        if self.latest.len() == LATEST {
+            self.latest.swap_remove(rng.random_range(0..LATEST));
+        }
+        self.latest.push(name);
     }
 
     /// The attempt that is due, if there is one and anybody is missing. `seeds` gives those that are known.
@@ -197,19 +200,25 @@ impl Heal {
         Some(Attempt { whom: Missing::Member(name), addr, way, pause, limit })
     }
 
-    /// Each dead member in turn, in an order of chance: however many there are, none is left out. Those who died
-    /// last join at one end, so that the other end moves on even if somebody dies all the time.
+    /// Every other time one of those who died last. Else each dead member in turn, in an order of chance: however
+    /// many there are, and even if somebody dies all the time, none is left out.
     fn next_dead(&mut self, view: &View, rng: &mut impl Rng) -> Option<(Arc<str>, SocketAddr)> {
-        let latest = self.attempts.is_multiple_of(2);
+        let dead = |name: &Arc<str>| view.get(name).filter(|member| member.state == MemberState::Dead);
+        while self.attempts.is_multiple_of(2) && !self.latest.is_empty() {
+            let name = self.latest.swap_remove(rng.random_range(0..self.latest.len()));
+            if let Some(member) = dead(&name) {
+                return Some((name, member.addr));
+            }
+        }
         for _ in 0..2 {
-            while let Some(name) = if latest { self.order.pop_back() } else { self.order.pop_front() } {
-                if let Some(member) = view.get(&name).filter(|member| member.state == MemberState::Dead) {
+            while let Some(name) = self.rest.pop() {
+                if let Some(member) = dead(&name) {
                     return Some((name, member.addr));
                 }
             }
-            let dead = view.all().filter(|member| member.state == MemberState::Dead);
-            self.order = dead.map(|member| member.id.shared_name().clone()).collect();
-            self.order.make_contiguous().shuffle(rng);
+            let all = view.all().filter(|member| member.state == MemberState::Dead);
+            self.rest = all.map(|member| member.id.shared_name().clone()).collect();
+            self.rest.shuffle(rng);
         }
         None
     }

@@ -217,8 +217,8 @@ impl NodeState {
             kept.time(change, self.source.get(), &self.ring.counters, now);
             self.note(change, members, now);
             if let Change::Dead { member, .. } = change {
-                let (name, max) = (member.id.shared_name().clone(), self.ring.config.max_members);
-                kept.heal.died(name, max, &mut *self.ring.rng.borrow_mut());
+                let name = member.id.shared_name().clone();
+                kept.heal.died(name, &mut *self.ring.rng.borrow_mut());
             }
             joined |= matches!(change, Change::Joined(_));
             returned += u32::from(matches!(change, Change::Refuted(_)));

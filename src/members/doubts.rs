@@ -1,4 +1,4 @@
-//! Members that another node's full state holds for dead, and this node for alive.
+//! Members that another node's full state holds for dead or suspects, and this node holds for alive.
 //!
 //! When two halves of a cluster meet again, each holds all of the other for dead. Suspecting them for that would
 //! be a false alarm for each. So a doubt gives them time to be heard of:

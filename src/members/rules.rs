@@ -407,8 +407,8 @@ impl Members {
         self.suspect(&Suspect { id: id.clone(), incarnation, from, evidence }, now, rng)
     }
 
-    /// One member as another node's full state tells it. Its dead ones are in doubt here, and suspects if they
-    /// do not refute soon: each node decides for itself.
+    /// One member as another node's full state tells it. Its suspects and dead ones are in doubt here, and
+    /// suspects only if they do not refute soon: each node decides for itself.
     ///
     /// # Errors
     /// Why it changes nothing.
@@ -420,7 +420,9 @@ impl Members {
             MemberState::Suspect if id.name() == self.local.name() && *id != self.local.id => {
                 self.alive(&remote.alive, now, rng)
             }
-            MemberState::Dead if self.is_doubtful(id, *incarnation) => self.doubt(id, *incarnation),
+            MemberState::Suspect | MemberState::Dead if self.is_doubtful(id, *incarnation) => {
+                self.doubt(id, *incarnation)
+            }
             MemberState::Suspect | MemberState::Dead => {
                 self.accuse(id, *incarnation, Evidence::PushPull, now, rng)
             }
