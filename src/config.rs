@@ -134,6 +134,11 @@ pub struct Config {
     /// 1 h; 0 = only while it is alone. LAN 30 s, WAN 60 s, local 15 s.
     #[serde(with = "crate::span")]
     pub discover_interval: Duration,
+    /// Time between two attempts to reach somebody who is missing, give or take a half: a dead member, never one
+    /// that left, or a seed where nobody is present. This is how the halves of a partition find each other
+    /// again, however long it lasted. With nobody missing nothing is sent. 100 ms to 1 h; 0 = no attempts. 5 s.
+    #[serde(with = "crate::span")]
+    pub heal_interval: Duration,
 
     /// Networks that this node has to do with. Packets and streams from elsewhere are dropped unread, members
     /// with an address elsewhere are not taken in, seeds elsewhere are not joined. At most 256. None, which
@@ -241,6 +246,7 @@ impl Config {
             cidrs_allowed: None,
             delegate_version: VersionRange { min: 0, max: 0, current: 0 },
             discover_interval: secs(30),
+            heal_interval: secs(5),
             dead_retention: secs(72 * 3600),
             left_retention: secs(24 * 3600),
             dead_node_reclaim_time: Duration::ZERO,
@@ -419,6 +425,7 @@ impl Config {
             return Err(ConfigError::new("delegate_version", value, "min <= current <= max"));
         }
         span("discover_interval", self.discover_interval, ms(100), hour, true)?;
+        span("heal_interval", self.heal_interval, ms(100), hour, true)?;
         let year = hour * 24 * 366;
         span("gossip_to_the_dead_time", self.gossip_to_the_dead_time, ms(1), year, true)?;
         span("dead_retention", self.dead_retention, ms(1), year, false)?;
@@ -510,7 +517,7 @@ mod tests {
     #[test]
     fn weak_point_21_settings_that_would_spin_or_starve_are_refused() {
         type Break = fn(&mut Config);
-        let cases: [(&str, Break); 9] = [
+        let cases: [(&str, Break); 10] = [
             ("awareness_max_multiplier", |c| c.awareness_max_multiplier = 0),
             ("udp_buffer_size", |c| c.udp_buffer_size = 10),
             ("udp_buffer_size", |c| c.udp_buffer_size = 1 << 20),
@@ -520,6 +527,7 @@ mod tests {
             ("suspicion_mult", |c| c.suspicion_mult = 0),
             ("tcp_timeout", |c| c.tcp_timeout = Duration::ZERO),
             ("discover_interval", |c| c.discover_interval = ms(1)),
+            ("heal_interval", |c| c.heal_interval = ms(1)),
         ];
         for (field, break_it) in cases {
             let mut config = Config::lan();
@@ -535,6 +543,7 @@ mod tests {
             gossip_interval: Duration::ZERO,
             push_pull_interval: Duration::ZERO,
             discover_interval: Duration::ZERO,
+            heal_interval: Duration::ZERO,
             gossip_nodes: 0,
             ..Config::lan()
         };

@@ -11,6 +11,7 @@
 //! | [`accusation`], [`suspicion`], [`awareness`] | who accuses whom; how long a suspect has; how healthy this node is |
 //! | [`probe`] | the failure detector |
 //! | [`broadcast`], [`gossip`] | what is still to be said, and to whom |
+//! | [`heal`] | whom to look for of those who are missing |
 //! | [`gate`] | newcomers about whom the application is asked |
 //! | [`seen`] | which broadcasts of users have been handled |
 //! | [`push_pull`] | the exchange of full states |
@@ -24,6 +25,7 @@ pub mod broadcast;
 pub mod config;
 pub mod gate;
 pub mod gossip;
+pub mod heal;
 pub mod keyring;
 pub mod limiter;
 pub mod member;

@@ -38,10 +38,12 @@ use crate::{
 };
 
 mod change;
+mod doubts;
 mod rules;
 
 pub use change::{Change, Decision, Effects, Ignored, NotForced};
 use change::{Limited, Step, Verdict};
+use doubts::Doubts;
 
 /// A running suspicion and the evidence it began with.
 #[derive(Clone, Debug)]
@@ -74,6 +76,7 @@ pub struct Members {
     deadlines: BTreeSet<(Instant, Arc<str>)>,
     forgets: BTreeSet<(Instant, Arc<str>)>,
     tombstones: Tombstones,
+    doubts: Doubts,
     conflicts: Limiter<Arc<str>>,
     tellings: Limiter<Arc<str>>,
     leaving: bool,
@@ -98,6 +101,7 @@ impl Members {
             cases: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             forgets: BTreeSet::new(),
+            doubts: Doubts::default(),
             conflicts: Limiter::new(LIMIT),
             tellings: Limiter::new(LIMIT),
             leaving: false,
@@ -140,7 +144,7 @@ impl Members {
     /// When [`Members::on_time`] has something to do.
     pub fn due(&self) -> Instant {
         let first = |set: &BTreeSet<(Instant, Arc<str>)>| set.first().map(|(at, _)| *at);
-        [first(&self.deadlines), first(&self.forgets)]
+        [first(&self.deadlines), first(&self.forgets), self.doubts.due()]
             .into_iter()
             .flatten()
             .fold(self.next_sweep, Instant::min)
@@ -166,6 +170,11 @@ impl Members {
                     let key = (*at, name.clone());
                     self.deadlines.remove(&key);
                 }
+            }
+        }
+        while let Some((name, doubt)) = self.doubts.next(now) {
+            if let Some(decision) = self.resolve(&name, doubt, now, rng) {
+                return Some(decision);
             }
         }
         while let Some((at, name)) = self.forgets.first().filter(|(at, _)| *at <= now) {
@@ -246,6 +255,9 @@ impl Members {
         }
         if let Some((id, incarnation)) = decision.bury {
             self.tombstones.bury(id, incarnation, now);
+        }
+        if let Some((name, doubt)) = decision.doubt {
+            self.doubts.begin(name, doubt, now + self.config.suspicion_base());
         }
         let about = decision.put.as_ref().map(|member| member.id.shared_name().clone());
         match decision.suspicion {

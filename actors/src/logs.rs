@@ -101,6 +101,8 @@ pub(crate) enum Line {
     NoneJoined,
     /// A seed of a source that was not joined, beside others that were.
     SeedNotJoined,
+    /// Somebody who was missing, and is there.
+    Found,
     /// A member whose datagrams are lost.
     UdpLost,
     /// A handler of the node's own that hung.
@@ -141,6 +143,7 @@ const PLAIN: [(Line, Level, &str); 32] = [
     (Line::NoSeeds, Level::WARN, "sources without seeds"),
     (Line::NoneJoined, Level::WARN, "sources of whose seeds none was joined"),
     (Line::SeedNotJoined, Level::DEBUG, "seeds that were not joined"),
+    (Line::Found, Level::INFO, "missing ones that were found"),
     (Line::UdpLost, Level::WARN, "members that answered over a stream only"),
     (Line::Stalled, Level::WARN, "handlers that hung"),
     (Line::Order, Level::INFO, "orders about keys, labels or seals"),

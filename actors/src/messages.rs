@@ -55,6 +55,8 @@ pub(crate) enum Exchange {
     Join,
     /// Shortly after joining: others may have joined at the same time.
     FollowUp,
+    /// With one who was missing, and answers.
+    Heal,
 }
 
 /// Who has a question to the application.
@@ -225,8 +227,8 @@ pub(crate) enum ToTransport {
     Farewell { packets: Vec<(SocketAddr, u64, Bytes)>, reply: Reply<usize> },
     /// From a change of the whole cluster: give an order to a member.
     Order { member: Arc<Member>, order: Order, reply: Reply<Result<Standing, String>> },
-    /// From a join: exchange states with whoever is there.
-    Join { addr: SocketAddr, reply: Reply<Result<NodeId, JoinError>> },
+    /// From a join, or a search for who is missing: exchange states with whoever is there.
+    Join { addr: SocketAddr, why: Exchange, reply: Reply<Result<NodeId, JoinError>> },
 }
 
 impl Item for ToTransport {

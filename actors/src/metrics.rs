@@ -69,6 +69,8 @@ pub(crate) struct Counters {
     pub(crate) user_messages_sent: AtomicU64,
     pub(crate) discoveries: AtomicU64,
     pub(crate) discoveries_failed: AtomicU64,
+    pub(crate) heal_attempts: AtomicU64,
+    pub(crate) heals: AtomicU64,
     /// News that a member runs, which was accepted; suspicions; members that are dead or have left.
     pub(crate) msg_alive: AtomicU64,
     pub(crate) msg_suspect: AtomicU64,
@@ -157,6 +159,8 @@ impl Counters {
             user_messages_waiting: 0,
             discoveries: self.discoveries.load(Relaxed),
             discoveries_failed: self.discoveries_failed.load(Relaxed),
+            heal_attempts: self.heal_attempts.load(Relaxed),
+            heals: self.heals.load(Relaxed),
             alive_messages: self.msg_alive.load(Relaxed),
             suspect_messages: self.msg_suspect.load(Relaxed),
             dead_messages: self.msg_dead.load(Relaxed),
@@ -272,6 +276,10 @@ pub struct Metrics {
     pub discoveries: u64,
     /// Times that a source of seeds failed, panicked or did not answer in time.
     pub discoveries_failed: u64,
+    /// Attempts to reach a dead member, or a seed where nobody is present.
+    pub heal_attempts: u64,
+    /// Those of them that ended with an exchange of states.
+    pub heals: u64,
     /// Messages that members run, which were accepted: members that are new, back, or say something new, and
     /// own refutations of alive messages.
     pub alive_messages: u64,

@@ -18,6 +18,7 @@ use memberlist_protocol::{
     accusation::Outcome,
     gate::Gate,
     gossip::Piggyback,
+    heal::Heal,
     member::{MAX_META, MemberState, meta_len},
     members::{Change, Decision, Effects, Ignored, Members, NotForced},
     push_pull::{self, OwnState},
@@ -39,6 +40,7 @@ use crate::{
     supervisor::Child,
 };
 
+mod healing;
 mod merging;
 mod newcomers;
 mod telling;
@@ -65,12 +67,17 @@ pub(crate) struct Kept {
     returned: u32,
     /// Not before then is there another exchange out of turn because members have come back.
     next_settling: Instant,
+    heal: Heal,
+    /// An attempt to reach somebody who is missing is under way as long as somebody else holds it too.
+    attempt: Rc<()>,
 }
 
 impl Kept {
     pub(crate) fn new(members: Members, rng: &mut Xoshiro256PlusPlus, now: Instant) -> Self {
         let interval = members.config().push_pull_interval;
         Self {
+            heal: Heal::new(members.config(), now, rng),
+            attempt: Rc::default(),
             published: members.version(),
             gate: Gate::new(members.config().admit_queue_depth),
             members,
@@ -209,6 +216,10 @@ impl NodeState {
         for (_, change) in &changes {
             kept.time(change, self.source.get(), &self.ring.counters, now);
             self.note(change, members, now);
+            if let Change::Dead { member, .. } = change {
+                let name = member.id.shared_name().clone();
+                kept.heal.died(name, &mut *self.ring.rng.borrow_mut());
+            }
             joined |= matches!(change, Change::Joined(_));
             returned += u32::from(matches!(change, Change::Refuted(_)));
             returned += u32::from(matches!(change, Change::Joined(member) if member.incarnation > 1));
@@ -291,6 +302,8 @@ impl NodeState {
                 self.ring.command(&self.ring.transport, ToTransport::PushPull { addr: partner.addr, why });
             }
         }
+        drop(kept);
+        self.heal(now);
     }
 
     /// Shows a new view, and then tells what is new in it.
@@ -319,7 +332,7 @@ impl NodeState {
     fn set_alarm(&self, now: Instant) {
         let kept = self.kept.borrow();
         let merging = (!kept.merging.is_empty()).then_some(now);
-        let due = [Some(kept.members.due()), kept.next_push_pull, kept.gate.due(), merging]
+        let due = [Some(kept.members.due()), kept.next_push_pull, kept.gate.due(), kept.heal.due(), merging]
             .into_iter()
             .flatten()
             .min();

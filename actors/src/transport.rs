@@ -32,7 +32,7 @@ use crate::{
     exchanges,
     inbox::{Alarm, Turn, Turns},
     logs::{self, Line, say},
-    messages::{Exchange, TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
+    messages::{TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
     network::Connection,
     outbox::Cast,
@@ -247,7 +247,7 @@ impl Transport {
                     let _ = reply.send(standing);
                 });
             }
-            ToTransport::Join { addr, mut reply } => {
+            ToTransport::Join { addr, why, mut reply } => {
                 let Some(permit) = self.permit(Use::Own) else {
                     return drop(reply.send(Err(JoinError::Busy)));
                 };
@@ -257,7 +257,7 @@ impl Transport {
                         biased;
                         // Nobody waits any more: the join was dropped, or its time is up.
                         () = reply.closed() => return,
-                        joined = exchanges::push_pull(&ring, permit, addr, Exchange::Join) => joined,
+                        joined = exchanges::push_pull(&ring, permit, addr, why) => joined,
                     };
                     let _ = reply.send(joined);
                 });

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use smallvec::SmallVec;
 
-use super::Case;
+use super::{Case, doubts::Doubt};
 use crate::{
     accusation::Accusation,
     member::{Member, NodeId},
@@ -181,6 +181,8 @@ pub struct Decision {
     pub(super) broadcast: Option<(Arc<str>, Message)>,
     pub(super) tell: Option<(SocketAddr, u64, Message)>,
     pub(super) refuted: bool,
+    /// Another node holds a member for dead that is alive here.
+    pub(super) doubt: Option<(Arc<str>, Doubt)>,
 }
 
 impl Decision {

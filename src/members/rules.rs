@@ -195,7 +195,7 @@ impl Members {
         }
         let record = self.accused(&m.id, m.incarnation)?;
         if record.id == self.local.id {
-            return self.refute(m.incarnation, rng);
+            return self.answer(&m.from, m.incarnation, now, rng);
         }
         let name = record.id.shared_name();
         let broadcast = || Some((name.clone(), Message::Suspect(m.clone())));
@@ -249,7 +249,7 @@ impl Members {
         }
         let record = self.accused(&m.id, m.incarnation)?;
         if record.id == self.local.id {
-            return self.refute(m.incarnation, rng);
+            return self.answer(&m.from, m.incarnation, now, rng);
         }
         let state = if m.is_left() { MemberState::Left } else { MemberState::Dead };
         if record.state == MemberState::Left || record.state == state {
@@ -327,6 +327,18 @@ impl Members {
         Ok(Decision { refuted: true, ..self.announce(local) })
     }
 
+    /// This node refutes, and tells its accuser at once: after a partition gossip goes to this half alone, since the
+    /// other one is still held for dead.
+    fn answer(&self, accuser: &Arc<str>, accused: u32, now: Instant, rng: &mut impl Rng) -> Verdict {
+        let mut decision = self.refute(accused, rng)?;
+        if let (Some((_, word)), Ok(Decision { tell: Some((to, _)), limited, .. })) =
+            (&decision.broadcast, self.insist(accuser, now))
+        {
+            (decision.tell, decision.limited) = (Some((to, word.clone())), limited);
+        }
+        Ok(decision)
+    }
+
     /// Whether an accusation is against this node, and older than its last word.
     fn has_refuted(&self, id: &NodeId, incarnation: u32) -> bool {
         *id == self.local.id && incarnation < self.local.incarnation && !self.leaving
@@ -395,8 +407,8 @@ impl Members {
         self.suspect(&Suspect { id: id.clone(), incarnation, from, evidence }, now, rng)
     }
 
-    /// One member as another node's full state tells it. Its dead ones are suspects here: each node decides
-    /// for itself.
+    /// One member as another node's full state tells it. Its suspects and dead ones are in doubt here, and
+    /// suspects only if they do not refute soon: each node decides for itself.
     ///
     /// # Errors
     /// Why it changes nothing.
@@ -407,6 +419,9 @@ impl Members {
             // A run before this one is held for a suspect: as long as it is, this one has to outbid it.
             MemberState::Suspect if id.name() == self.local.name() && *id != self.local.id => {
                 self.alive(&remote.alive, now, rng)
+            }
+            MemberState::Suspect | MemberState::Dead if self.is_doubtful(id, *incarnation) => {
+                self.doubt(id, *incarnation)
             }
             MemberState::Suspect | MemberState::Dead => {
                 self.accuse(id, *incarnation, Evidence::PushPull, now, rng)

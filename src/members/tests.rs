@@ -317,7 +317,10 @@ fn this_node_refutes_what_is_said_of_it() {
 #[test]
 fn an_accuser_that_has_missed_a_refutation_is_told_again_once_in_a_while() {
     let mut bench = Bench::with_x();
-    bench.suspect("self", SELF_RUN, 1, "x").unwrap();
+    let first = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
+    assert!(first.refuted && matches!(first.tell, Some((to, Message::Alive(m))) if to == addr(2) && m.incarnation == 2));
+    assert_eq!(bench.suspect("self", SELF_RUN, 1, "x").unwrap_err(), Ignored::Stale);
+    bench.now += Duration::from_secs(1);
     let told = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
     assert!(matches!(told.tell, Some((to, _, Message::Alive(m))) if to == addr(2) && m.incarnation == 2));
     assert!(!told.refuted && told.broadcast.is_none());
@@ -437,12 +440,52 @@ fn a_full_state_of_another_node_is_read_with_doubt() {
     }
     assert_eq!(names(&bench.merge(alive("new", 1, 1, 8), A).unwrap()), ["joined"]);
     for (name, state) in [("s", S), ("d", D)] {
-        let effects = bench.merge(alive(name, 1, 1, 9), state).unwrap();
-        let [(_, Change::Suspected { why, .. })] = &effects.changes[..] else { panic!() };
-        assert_eq!((&*why.by, why.evidence), ("self", Evidence::PushPull));
+        assert!(bench.merge(alive(name, 1, 1, 9), state).unwrap().changes.is_empty(), "in doubt");
     }
+    let accused: Vec<_> = second(&mut bench).into_iter().chain(second(&mut bench)).flat_map(|e| e.changes).collect();
+    let [(_, Change::Suspected { why, .. }), _] = &accused[..] else { panic!("{accused:?}") };
+    assert_eq!((&*why.by, why.evidence), ("self", Evidence::PushPull));
     assert_eq!(names(&bench.merge(alive("l", 1, 1, 9), L).unwrap()), ["left"]);
     assert_eq!(bench.merge(alive("unknown", 1, 1, 9), D).unwrap_err(), Ignored::Unknown);
+}
+
+/// What time alone brings, in steps of a second.
+fn second(bench: &mut Bench) -> Vec<Effects> {
+    bench.now += Duration::from_secs(1);
+    let mut all = Vec::new();
+    while let Some(decision) = bench.table.on_time(bench.now, &mut bench.rng) {
+        all.push(bench.table.apply(decision, bench.now));
+    }
+    all
+}
+
+#[test]
+fn one_that_another_node_holds_for_dead_is_told_so_and_suspected_only_if_it_does_not_answer() {
+    let mut bench = Bench::with_x();
+    bench.merge(alive("x", RUN, 7, 2), D).unwrap();
+    assert_eq!(bench.merge(alive("x", RUN, 6, 2), D).unwrap_err(), Ignored::Stale, "it is in doubt already");
+    assert!(bench.table.due() <= bench.now + Duration::from_secs(1));
+    let told = second(&mut bench);
+    let [Effects { tell: Some((to, Message::Dead(word))), .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((*to, word.incarnation, &*word.from), (addr(2), 7, "self"));
+    assert_eq!(bench.state("x"), Some((A, 5)));
+    let suspected = second(&mut bench);
+    assert_eq!(names(&suspected[0]), ["suspected"]);
+    assert_eq!(bench.state("x"), Some((S, 7)));
+}
+
+#[test]
+fn a_doubt_ends_with_news_of_the_member_itself() {
+    let mut bench = Bench::with_x();
+    bench.merge(alive("x", RUN, 5, 2), D).unwrap();
+    assert_eq!(second(&mut bench).len(), 1, "told");
+    bench.alive(alive("x", RUN, 6, 2)).unwrap();
+    assert!(second(&mut bench).is_empty());
+    assert_eq!(bench.state("x"), Some((A, 6)));
+    // A far incarnation, another run and this node itself are judged as ever.
+    assert_eq!(bench.merge(alive("x", RUN, 7 + MAX_INCARNATION_STEP, 2), D).unwrap_err(), Ignored::IncarnationStep);
+    assert_eq!(bench.merge(alive("x", 99, 9, 2), D).unwrap_err(), Ignored::OtherRun);
+    assert!(bench.merge(alive("self", SELF_RUN, 1, 1), D).unwrap().refuted);
 }
 
 #[test]
