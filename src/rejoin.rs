@@ -152,14 +152,18 @@ impl Rejoin {
         {
             return true;
         }
-        let refresh = REFRESH.min(dead_retention / 4).as_secs().max(1);
-        if wall.abs_diff(self.written) >= refresh {
+        if wall.abs_diff(self.written) >= Self::refresh(dead_retention).as_secs() {
             return true;
         }
         let there =
             |peer: &&Peer| view.get(&peer.name).is_some_and(|m| m.state.is_present() && m.addr == peer.addr);
         let wanted = if self.left { 0 } else { view.alive_count().saturating_sub(1).min(MAX_PEERS) };
         self.peers.iter().filter(there).count() < wanted - wanted / 8
+    }
+
+    /// How long a record stands that nothing outdates but time.
+    pub fn refresh(dead_retention: Duration) -> Duration {
+        REFRESH.min(dead_retention / 4).max(Duration::from_secs(1))
     }
 
     /// How long ago it was written. Nothing, if it seems to come from the future: a clock was set back.

@@ -19,6 +19,7 @@
 //! | decide who may in | [`ClusterBuilder::admit`]: [`Admit`] |
 //! | measure the way to members | [`Cluster::ping`]; [`Cluster::subscribe_pings`]: [`Pinged`] |
 //! | watch the node | [`Cluster::metrics`] and [`metrics`]; [`Cluster::subscribe_node`]: [`NodeEvent`]; [`Cluster::health`] |
+//! | come back after a restart | [`ClusterBuilder::rejoin_file`], [`store`] |
 //! | go | [`Cluster::leave`], then [`Cluster::shutdown`]; [`Cluster::force_leave`] for one that is dead |
 //! | have a network of one's own | [`ClusterBuilder::network`], [`network`] |
 //! | supervise actors of one's own | [`supervisor`] |
@@ -65,9 +66,11 @@ mod peer;
 mod pump;
 mod questions;
 mod queue;
+mod rejoin;
 mod resolve;
 mod ring;
 mod state;
+pub mod store;
 mod streams;
 pub mod supervisor;
 #[cfg(feature = "testing")]
@@ -99,6 +102,7 @@ pub use peer::{Peer, Sent};
 pub use pump::Subscription;
 pub use questions::{Admit, Export, Merge, SharedState};
 pub use resolve::{DnsResolver, Resolver, Resolving};
+pub use store::{FileStore, Store};
 
 /// Injected panics, for tests.
 #[cfg(feature = "testing")]

@@ -101,6 +101,10 @@ pub(crate) enum Line {
     NoneJoined,
     /// A seed of a source that was not joined, beside others that were.
     SeedNotJoined,
+    /// A rejoin file that could not be written.
+    NotKept,
+    /// A rejoin file whose disk does not answer.
+    KeptLate,
     /// A member whose datagrams are lost.
     UdpLost,
     /// A handler of the node's own that hung.
@@ -110,7 +114,7 @@ pub(crate) enum Line {
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 31] = [
+const PLAIN: [(Line, Level, &str); 33] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
@@ -139,6 +143,8 @@ const PLAIN: [(Line, Level, &str); 31] = [
     (Line::NoSeeds, Level::WARN, "sources without seeds"),
     (Line::NoneJoined, Level::WARN, "sources of whose seeds none was joined"),
     (Line::SeedNotJoined, Level::DEBUG, "seeds that were not joined"),
+    (Line::NotKept, Level::WARN, "writes of the rejoin file that failed"),
+    (Line::KeptLate, Level::WARN, "writes of the rejoin file that took too long"),
     (Line::UdpLost, Level::WARN, "members that answered over a stream only"),
     (Line::Stalled, Level::WARN, "handlers that hung"),
     (Line::AllRestarted, Level::ERROR, "restarts of all actors"),

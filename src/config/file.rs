@@ -62,6 +62,7 @@ settings! {
     tcp_timeout: Span,
     join_timeout: Span,
     discover_interval: Span,
+    rejoin_interval: Span,
     cidrs_allowed: Vec<IpNet>,
     delegate_version: VersionRange,
     dead_retention: Span,

@@ -53,7 +53,7 @@ impl Source {
             From::Fixed(seeds) => Asked::Fixed(seeds),
             From::Asked(source) => Asked::Apart(Apart::start(source, limit)?),
         };
-        Ok(Running { kind: self.kind, limit, from })
+        Ok(Running { kind: self.kind, limit, interval: None, from })
     }
 }
 
@@ -61,7 +61,16 @@ impl Source {
 pub(crate) struct Running {
     kind: &'static str,
     limit: Duration,
+    /// Time between two looks in company, if it is not the one of the settings.
+    interval: Option<Duration>,
     from: Asked,
+}
+
+impl Running {
+    /// The members that a node knew before it was started anew. They are of interest as long as it is alone.
+    pub(crate) fn remembered(seeds: Vec<String>, limit: Duration) -> Self {
+        Self { kind: "the rejoin file", limit, interval: Some(Duration::ZERO), from: Asked::Fixed(seeds) }
+    }
 }
 
 enum Asked {
@@ -123,7 +132,7 @@ impl Pace {
 /// Asks one source for as long as the node runs.
 pub(crate) async fn search(doors: Arc<Doors>, source: Running, rng: Xoshiro256PlusPlus) {
     let mut view = doors.view.subscribe();
-    let mut pace = Pace::new(doors.config.discover_interval, rng);
+    let mut pace = Pace::new(source.interval.unwrap_or(doors.config.discover_interval), rng);
     let mut due = true;
     loop {
         if due {
