@@ -11,7 +11,7 @@ use super::{
     apart::{Answer, Apart, Trouble},
 };
 use crate::{
-    errors::JoinError,
+    errors::{JoinError, Refusal},
     join::{self, Members},
     logs::{self, Line, say},
     metrics::{Lost, up},
@@ -129,17 +129,30 @@ impl Pace {
     }
 }
 
+/// What became of a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// There was nobody new, or there were only such as have been joined, or are not there.
+    All,
+    /// Somebody still holds another run for the one of this node's name. That run may be dead without being known to
+    /// be; those who are in the same position are company, but not the cluster that the node looks for.
+    Refused,
+}
+
 /// Asks one source for as long as the node runs.
 pub(crate) async fn search(doors: Arc<Doors>, source: Running, rng: Xoshiro256PlusPlus) {
     let mut view = doors.view.subscribe();
     let mut pace = Pace::new(source.interval.unwrap_or(doors.config.discover_interval), rng);
-    let mut due = true;
+    let (mut due, mut found) = (true, Found::All);
     loop {
         if due {
-            look(&doors, &source).await;
+            found = look(&doors, &source).await;
         }
         let company = Company::of(&view.borrow_and_update());
-        let pause = pace.pause(company);
+        let pause = pace.pause(match (company, found) {
+            (Company::Some, Found::Refused) => Company::Alone,
+            _ => company,
+        });
         let changed = view.wait_for(|view| Company::of(view) != company);
         due = match pause {
             None => {
@@ -152,7 +165,7 @@ pub(crate) async fn search(doors: Arc<Doors>, source: Running, rng: Xoshiro256Pl
 }
 
 /// Asks once, and joins who is new.
-async fn look(doors: &Arc<Doors>, source: &Running) {
+async fn look(doors: &Arc<Doors>, source: &Running) -> Found {
     let kind = source.kind;
     up(&doors.counters.discoveries);
     let mut seeds = match asked(doors, source).await {
@@ -166,7 +179,7 @@ async fn look(doors: &Arc<Doors>, source: &Running) {
             };
             let trouble = logs::text(trouble);
             say!(doors, of, warn, source = kind, %trouble, "a source of seeds gave none");
-            return;
+            return Found::All;
         }
     };
     if seeds.len() > MAX_SEEDS {
@@ -175,18 +188,26 @@ async fn look(doors: &Arc<Doors>, source: &Running) {
         say!(doors, Line::TooManySeeds, warn, source = kind, seeds = n, max, "a source has too many seeds");
         seeds.truncate(MAX_SEEDS);
     }
+    let taken = |error: &JoinError| *error == JoinError::Refused(Refusal::NameTaken);
     match join::join(doors.clone(), seeds, Members::Skip).await {
         Ok(joined) => {
+            let refused = joined.failed.iter().any(|(_, error)| taken(error));
             for (seed, error) in joined.failed {
                 let (seed, error) = (logs::name(&seed), logs::text(error));
                 say!(doors, Line::SeedNotJoined, debug, source = kind, %seed, %error, "a seed was not joined");
             }
+            if refused { Found::Refused } else { Found::All }
         }
-        Err(JoinError::Stopped) => {}
+        Err(JoinError::Stopped) => Found::All,
         Err(error) => {
             let of = if error == JoinError::NoSeeds { Line::NoSeeds } else { Line::NoneJoined };
+            let refused = match &error {
+                JoinError::NoneReached(failed) => failed.iter().any(|(_, error)| taken(error)),
+                error => taken(error),
+            };
             let error = logs::text(error);
             say!(doors, of, warn, source = kind, %error, "no seed of a source could be joined");
+            if refused { Found::Refused } else { Found::All }
         }
     }
 }
