@@ -38,10 +38,12 @@ use crate::{
 };
 
 mod change;
+mod claims;
 mod rules;
 
 pub use change::{Change, Decision, Effects, Ignored, NotForced};
 use change::{Limited, Step, Verdict};
+use claims::Claims;
 
 /// A running suspicion and the evidence it began with.
 #[derive(Clone, Debug)]
@@ -76,6 +78,7 @@ pub struct Members {
     tombstones: Tombstones,
     conflicts: Limiter<Arc<str>>,
     tellings: Limiter<Arc<str>>,
+    claims: Claims,
     leaving: bool,
     rev: u64,
     version: u64,
@@ -100,6 +103,7 @@ impl Members {
             forgets: BTreeSet::new(),
             conflicts: Limiter::new(LIMIT),
             tellings: Limiter::new(LIMIT),
+            claims: Claims::default(),
             leaving: false,
             rev: 1,
             version: 1,
@@ -234,6 +238,9 @@ impl Members {
             Some(Limited::Telling(name)) => self.tellings.note(name, now),
             None => {}
         }
+        if let Some((claim, within)) = decision.claim {
+            self.claims.note(*claim, within, now);
+        }
         if let Some(name) = decision.evict
             && let Some(old) = self.roster.remove(&name)
         {
@@ -276,6 +283,7 @@ impl Members {
             if member.name() == self.local.name() {
                 self.local = member.clone();
             } else if let Some(key) = self.forget_at(&member) {
+                effects.claim = self.claims.take(member.name(), now);
                 self.forgets.insert(key);
             }
             self.roster.put(member);

@@ -202,7 +202,7 @@ impl NodeState {
     /// From here on nothing fails: the table changes, and everybody concerned learns of it.
     fn carry_out(&self, decision: Decision, now: Instant) {
         let mut kept = self.kept.borrow_mut();
-        let Effects { changes, broadcast, tell, refuted, confirmed, degraded } =
+        let Effects { changes, broadcast, tell, refuted, confirmed, degraded, claim } =
             kept.members.apply(decision, now);
         let members = kept.members.roster().present();
         let (mut returned, mut joined) = (0, false);
@@ -255,6 +255,9 @@ impl NodeState {
         }
         if degraded {
             up(&ring.counters.degraded_timeouts);
+        }
+        if let Some(alive) = claim {
+            self.news(Remembered { alive, state: MemberState::Alive }, false, None, now);
         }
     }
 

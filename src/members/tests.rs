@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     accusation::Evidence,
     member::{MAX_INCARNATION_STEP, PackedTags, Tags, VersionRange, Versions},
+    suspicion::Bounds,
     wire::message::{Alive, Message, Remembered, Suspect},
 };
 
@@ -376,6 +377,29 @@ fn a_name_that_is_there_is_not_taken_from_another_address() {
     assert_eq!(bench.state("x"), Some((A, 5)));
     assert_eq!(names(&bench.alive(alive("self", 1, 9, 99)).unwrap()), ["conflict"]);
     assert_eq!(bench.table.local().incarnation, 1);
+}
+
+#[test]
+fn the_claim_of_another_run_waits_until_the_name_is_free() {
+    for gone_by in ["a", "x"] {
+        let mut bench = Bench::with_x();
+        assert!(bench.alive(alive("x", RUN + 1, 1, 99)).unwrap().claim.is_none());
+        assert!(bench.suspect("x", RUN, 5, "a").unwrap().claim.is_none());
+        let claim = bench.dead("x", RUN, 5, gone_by).unwrap().claim.expect("it waits");
+        assert_eq!(names(&bench.alive(claim).unwrap()), ["joined"]);
+        assert_eq!(bench.table.roster().get("x").unwrap().id.run(), RUN + 1);
+    }
+}
+
+#[test]
+fn a_claim_is_forgotten_when_the_member_outlives_it_or_moves_itself() {
+    let mut bench = Bench::with_x();
+    bench.alive(alive("x", RUN + 1, 1, 99)).unwrap();
+    bench.now += Bounds::new(&Config::lan(), 2).max;
+    assert!(bench.dead("x", RUN, 5, "a").unwrap().claim.is_none());
+    let mut bench = Bench::with_x();
+    bench.alive(alive("x", RUN, 6, 99)).unwrap();
+    assert!(bench.dead("x", RUN, 5, "a").unwrap().claim.is_none());
 }
 
 #[test]
