@@ -21,6 +21,11 @@ const fn ms(n: u64) -> Duration {
 /// Members of the large clusters.
 const MANY: usize = 100;
 
+/// Where chance begins; a failed test prints it.
+fn seed() -> u64 {
+    std::env::var("RESTART_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
+
 /// What a node that starts is told of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
@@ -42,9 +47,12 @@ struct Fleet {
 
 impl Fleet {
     async fn new(n: usize, told: Told) -> Self {
-        let world = World::new(1, Config::lan());
+        let seed = seed();
+        println!("RESTART_SEED={seed}");
+        let world = World::new(seed, Config::lan());
         let stores = (0..n).map(|_| MemoryStore::new()).collect();
-        let mut fleet = Self { world, stores, places: (0..n).collect(), told: Told::Seeds, starts: 0 };
+        let mut fleet =
+            Self { world, stores, places: (0..n).collect(), told: Told::Seeds, starts: seed * 1_000_000 };
         for i in 0..n {
             let node = fleet.builder(i).memory_store(&fleet.stores[i]).start().await.expect("a node starts");
             fleet.world.nodes.push(node);
@@ -101,7 +109,10 @@ impl Fleet {
                 let place = all.get(&member.id).map(|place| addr(*place));
                 if place != Some(member.addr) || member.state != MemberState::Alive {
                     let own = &view.local().id;
-                    strays.push(format!("{own}: {} {} at {}, is at {place:?}", member.id, member.state, member.addr));
+                    strays.push(format!(
+                        "{own}: {} {} at {}, is at {place:?}",
+                        member.id, member.state, member.addr
+                    ));
                 }
             }
         }

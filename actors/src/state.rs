@@ -44,7 +44,7 @@ mod newcomers;
 mod telling;
 
 use merging::Merging;
-use telling::{Source, Suspected, kind};
+use telling::{Source, Suspected, kind, subject};
 
 /// What survives a restart.
 pub(crate) struct Kept {
@@ -226,10 +226,11 @@ impl NodeState {
         if about_other || joined || (refuted && self.source.get() == Source::Alive) {
             up(&ring.counters.msg_alive);
         }
-        if let Some((about, message)) = broadcast {
+        if let Some((name, message)) = broadcast {
+            let about = subject(&name, &message);
             match self.written(message) {
                 // News about this node itself must not be lost.
-                Some(bytes) if about == local => ring.command(&ring.queue, ToQueue::News { about, bytes }),
+                Some(bytes) if name == local => ring.command(&ring.queue, ToQueue::News { about, bytes }),
                 Some(bytes) => ring.news(&ring.queue, ToQueue::News { about, bytes }),
                 None => {
                     ring.counters.drop(Lost::NoRoom);
