@@ -24,6 +24,10 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause of a node that is alone.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// Longest pause of a node that is refused for its name: it waits for the others to find its former run dead, which
+/// takes some seconds.
+const LONGEST_REFUSED: Duration = Duration::from_secs(5);
+
 /// Pauses are longer or shorter by up to this part, so that nodes started together do not stay together.
 const JITTER: f64 = 0.25;
 
@@ -84,6 +88,8 @@ enum Company {
     /// It has left, and must not come back by itself.
     Gone,
     Alone,
+    /// It sees others, but the cluster that it looks for does not let it in yet.
+    Refused,
     Some,
 }
 
@@ -111,7 +117,8 @@ impl Pace {
 
     /// The pause before the next look; none if there is nothing to look for.
     fn pause(&mut self, company: Company) -> Option<Duration> {
-        let longest = if self.interval.is_zero() { LONGEST_PAUSE } else { self.interval.min(LONGEST_PAUSE) };
+        let longest = if company == Company::Refused { LONGEST_REFUSED } else { LONGEST_PAUSE };
+        let longest = if self.interval.is_zero() { longest } else { self.interval.min(longest) };
         let pause = match company {
             Company::Gone => return None,
             Company::Some if self.interval.is_zero() => return None,
@@ -119,7 +126,7 @@ impl Pace {
                 self.alone = FIRST_PAUSE;
                 self.interval
             }
-            Company::Alone => {
+            Company::Alone | Company::Refused => {
                 let pause = self.alone.min(longest);
                 self.alone = (pause * 2).min(longest);
                 pause
@@ -150,7 +157,7 @@ pub(crate) async fn search(doors: Arc<Doors>, source: Running, rng: Xoshiro256Pl
         }
         let company = Company::of(&view.borrow_and_update());
         let pause = pace.pause(match (company, found) {
-            (Company::Some, Found::Refused) => Company::Alone,
+            (Company::Some | Company::Alone, Found::Refused) => Company::Refused,
             _ => company,
         });
         let changed = view.wait_for(|view| Company::of(view) != company);
@@ -256,6 +263,12 @@ mod tests {
         about(&pauses(30, Company::Alone, 7), &[1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]);
         about(&pauses(3, Company::Alone, 4), &[1.0, 2.0, 3.0, 3.0]);
         about(&pauses(0, Company::Alone, 5), &[1.0, 2.0, 4.0, 8.0, 10.0]);
+    }
+
+    #[test]
+    fn refused_for_its_name_it_looks_again_soon_in_any_company() {
+        about(&pauses(30, Company::Refused, 5), &[1.0, 2.0, 4.0, 5.0, 5.0]);
+        about(&pauses(0, Company::Refused, 5), &[1.0, 2.0, 4.0, 5.0, 5.0]);
     }
 
     #[test]
