@@ -139,6 +139,10 @@ pub struct Config {
     /// again, however long it lasted. With nobody missing nothing is sent. 100 ms to 1 h; 0 = no attempts. 5 s.
     #[serde(with = "crate::span")]
     pub heal_interval: Duration,
+    /// Time between two writes of the rejoin file, at least; it is written when something in it has changed. 100 ms
+    /// to 1 h; 0 = only when this node ends. 5 s.
+    #[serde(with = "crate::span")]
+    pub rejoin_interval: Duration,
 
     /// Networks that this node has to do with. Packets and streams from elsewhere are dropped unread, members
     /// with an address elsewhere are not taken in, seeds elsewhere are not joined. At most 256. None, which
@@ -247,6 +251,7 @@ impl Config {
             delegate_version: VersionRange { min: 0, max: 0, current: 0 },
             discover_interval: secs(30),
             heal_interval: secs(5),
+            rejoin_interval: secs(5),
             dead_retention: secs(72 * 3600),
             left_retention: secs(24 * 3600),
             dead_node_reclaim_time: Duration::ZERO,
@@ -426,6 +431,7 @@ impl Config {
         }
         span("discover_interval", self.discover_interval, ms(100), hour, true)?;
         span("heal_interval", self.heal_interval, ms(100), hour, true)?;
+        span("rejoin_interval", self.rejoin_interval, ms(100), hour, true)?;
         let year = hour * 24 * 366;
         span("gossip_to_the_dead_time", self.gossip_to_the_dead_time, ms(1), year, true)?;
         span("dead_retention", self.dead_retention, ms(1), year, false)?;

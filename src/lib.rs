@@ -16,6 +16,7 @@
 //! | [`seen`] | which broadcasts of users have been handled |
 //! | [`push_pull`] | the exchange of full states |
 //! | [`limiter`], [`throttle`] | what may happen once in a while, what may be said so often |
+//! | [`rejoin`] | what a node keeps over a restart |
 //! | [`restart`] | when an actor that panicked runs again |
 //! | [`wire`] | bytes |
 
@@ -32,6 +33,7 @@ pub mod member;
 pub mod members;
 pub mod probe;
 pub mod push_pull;
+pub mod rejoin;
 pub mod restart;
 pub mod seen;
 mod span;

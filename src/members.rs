@@ -38,11 +38,13 @@ use crate::{
 };
 
 mod change;
+mod claims;
 mod doubts;
 mod rules;
 
 pub use change::{Change, Decision, Effects, Ignored, NotForced};
 use change::{Limited, Step, Verdict};
+use claims::Claims;
 use doubts::Doubts;
 
 /// A running suspicion and the evidence it began with.
@@ -79,6 +81,7 @@ pub struct Members {
     doubts: Doubts,
     conflicts: Limiter<Arc<str>>,
     tellings: Limiter<Arc<str>>,
+    claims: Claims,
     leaving: bool,
     rev: u64,
     version: u64,
@@ -104,6 +107,7 @@ impl Members {
             doubts: Doubts::default(),
             conflicts: Limiter::new(LIMIT),
             tellings: Limiter::new(LIMIT),
+            claims: Claims::default(),
             leaving: false,
             rev: 1,
             version: 1,
@@ -243,6 +247,9 @@ impl Members {
             Some(Limited::Telling(name)) => self.tellings.note(name, now),
             None => {}
         }
+        if let Some((claim, within)) = decision.claim {
+            self.claims.note(*claim, within, now);
+        }
         if let Some(name) = decision.evict
             && let Some(old) = self.roster.remove(&name)
         {
@@ -288,6 +295,7 @@ impl Members {
             if member.name() == self.local.name() {
                 self.local = member.clone();
             } else if let Some(key) = self.forget_at(&member) {
+                effects.claim = self.claims.take(member.name(), now);
                 self.forgets.insert(key);
             }
             self.roster.put(member);

@@ -51,7 +51,9 @@ fn agree(world: &World, alive: &[usize]) -> bool {
         view.alive_count() == alive.len()
             && own.iter().all(|own| {
                 view.get(own.name()).is_some_and(|held| {
-                    held.state == MemberState::Alive && held.id == own.id && held.incarnation == own.incarnation
+                    held.state == MemberState::Alive
+                        && held.id == own.id
+                        && held.incarnation == own.incarnation
                 })
             })
     })
@@ -92,7 +94,8 @@ fn run(seed: u64, split: Split, config: Config) -> Outcome {
             assert!(agree(&world, side), "seed {seed}: a side is whole after {:?}", split.time);
         }
         let apart = clock.elapsed();
-        let (suspected, sent, exchanged) = (suspicions(&world), world.network.stats().datagrams, exchanges(&world));
+        let (suspected, sent, exchanged) =
+            (suspicions(&world), world.network.stats().datagrams, exchanges(&world));
         world.network.heal();
         let all: Vec<_> = (0..split.nodes).collect();
         let healed = world.wait_until(SOON, |world| agree(world, &all)).await;

@@ -103,6 +103,10 @@ pub(crate) enum Line {
     SeedNotJoined,
     /// Somebody who was missing, and is there.
     Found,
+    /// A rejoin file that could not be written.
+    NotKept,
+    /// A rejoin file whose disk does not answer.
+    KeptLate,
     /// A member whose datagrams are lost.
     UdpLost,
     /// A handler of the node's own that hung.
@@ -114,7 +118,7 @@ pub(crate) enum Line {
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 32] = [
+const PLAIN: [(Line, Level, &str); 35] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
@@ -144,6 +148,8 @@ const PLAIN: [(Line, Level, &str); 32] = [
     (Line::NoneJoined, Level::WARN, "sources of whose seeds none was joined"),
     (Line::SeedNotJoined, Level::DEBUG, "seeds that were not joined"),
     (Line::Found, Level::INFO, "missing ones that were found"),
+    (Line::NotKept, Level::WARN, "writes of the rejoin file that failed"),
+    (Line::KeptLate, Level::WARN, "writes of the rejoin file that took too long"),
     (Line::UdpLost, Level::WARN, "members that answered over a stream only"),
     (Line::Stalled, Level::WARN, "handlers that hung"),
     (Line::Order, Level::INFO, "orders about keys, labels or seals"),

@@ -71,6 +71,8 @@ pub(crate) struct Counters {
     pub(crate) discoveries_failed: AtomicU64,
     pub(crate) heal_attempts: AtomicU64,
     pub(crate) heals: AtomicU64,
+    pub(crate) rejoin_saves: AtomicU64,
+    pub(crate) rejoin_failures: AtomicU64,
     /// News that a member runs, which was accepted; suspicions; members that are dead or have left.
     pub(crate) msg_alive: AtomicU64,
     pub(crate) msg_suspect: AtomicU64,
@@ -161,6 +163,8 @@ impl Counters {
             discoveries_failed: self.discoveries_failed.load(Relaxed),
             heal_attempts: self.heal_attempts.load(Relaxed),
             heals: self.heals.load(Relaxed),
+            rejoin_saves: self.rejoin_saves.load(Relaxed),
+            rejoin_failures: self.rejoin_failures.load(Relaxed),
             alive_messages: self.msg_alive.load(Relaxed),
             suspect_messages: self.msg_suspect.load(Relaxed),
             dead_messages: self.msg_dead.load(Relaxed),
@@ -280,6 +284,10 @@ pub struct Metrics {
     pub heal_attempts: u64,
     /// Those of them that ended with an exchange of states.
     pub heals: u64,
+    /// Times that the rejoin file was written.
+    pub rejoin_saves: u64,
+    /// Times that the rejoin file could not be read, used or written.
+    pub rejoin_failures: u64,
     /// Messages that members run, which were accepted: members that are new, back, or say something new, and
     /// own refutations of alive messages.
     pub alive_messages: u64,

@@ -46,7 +46,7 @@ mod newcomers;
 mod telling;
 
 use merging::Merging;
-use telling::{Source, Suspected, kind};
+use telling::{Source, Suspected, kind, subject};
 
 /// What survives a restart.
 pub(crate) struct Kept {
@@ -209,7 +209,7 @@ impl NodeState {
     /// From here on nothing fails: the table changes, and everybody concerned learns of it.
     fn carry_out(&self, decision: Decision, now: Instant) {
         let mut kept = self.kept.borrow_mut();
-        let Effects { changes, broadcast, tell, refuted, confirmed, degraded } =
+        let Effects { changes, broadcast, tell, refuted, confirmed, degraded, claim } =
             kept.members.apply(decision, now);
         let members = kept.members.roster().present();
         let (mut returned, mut joined) = (0, false);
@@ -237,10 +237,11 @@ impl NodeState {
         if about_other || joined || (refuted && self.source.get() == Source::Alive) {
             up(&ring.counters.msg_alive);
         }
-        if let Some((about, message)) = broadcast {
+        if let Some((name, message)) = broadcast {
+            let about = subject(&name, &message);
             match self.written(message) {
                 // News about this node itself must not be lost.
-                Some(bytes) if about == local => ring.command(&ring.queue, ToQueue::News { about, bytes }),
+                Some(bytes) if name == local => ring.command(&ring.queue, ToQueue::News { about, bytes }),
                 Some(bytes) => ring.news(&ring.queue, ToQueue::News { about, bytes }),
                 None => {
                     ring.counters.drop(Lost::NoRoom);
@@ -266,6 +267,9 @@ impl NodeState {
         }
         if degraded {
             up(&ring.counters.degraded_timeouts);
+        }
+        if let Some(alive) = claim {
+            self.news(Remembered { alive, state: MemberState::Alive }, false, None, now);
         }
     }
 

@@ -68,6 +68,7 @@ settings! {
     join_timeout: Span,
     discover_interval: Span,
     heal_interval: Span,
+    rejoin_interval: Span,
     cidrs_allowed: Vec<IpNet>,
     delegate_version: VersionRange,
     dead_retention: Span,

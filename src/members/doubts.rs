@@ -109,7 +109,11 @@ impl Members {
             evidence: Evidence::Hearsay,
         };
         let to = self.roster.get(name)?.addr;
-        let tell = Some((to, Message::Dead(word)));
-        Some(Decision { tell, doubt: Some((name.clone(), Doubt { told: true, ..doubt })), ..Decision::default() })
+        let tell = Some((to, doubt.id.run(), Message::Dead(word)));
+        Some(Decision {
+            tell,
+            doubt: Some((name.clone(), Doubt { told: true, ..doubt })),
+            ..Decision::default()
+        })
     }
 }

@@ -61,7 +61,7 @@ impl Members {
                 }
             };
             if !free {
-                return self.conflict(record, m.addr, now);
+                return self.claim(record, m.into_owned(), now);
             }
         }
         if !same_run && self.tombstones.covers(&m.id, m.incarnation) {
@@ -157,6 +157,17 @@ impl Members {
         };
         let limited = Some(Limited::Telling(name));
         Ok(Decision { tell: Some((record.addr, m.id.run(), message)), limited, ..Decision::default() })
+    }
+
+    /// Somebody claims the name of a member that is there. If that is another run, its word waits: the member may be
+    /// dead without being known to be.
+    fn claim(&self, kept: &Arc<Member>, m: Alive, now: Instant) -> Verdict {
+        let mut decision = self.conflict(kept, m.addr, now)?;
+        if m.id != kept.id {
+            let within = Bounds::new(&self.config, self.roster.present()).max;
+            decision.claim = Some((Box::new(m), within));
+        }
+        Ok(decision)
     }
 
     pub(super) fn conflict(&self, kept: &Arc<Member>, other: SocketAddr, now: Instant) -> Verdict {
@@ -331,10 +342,10 @@ impl Members {
     /// other one is still held for dead.
     fn answer(&self, accuser: &Arc<str>, accused: u32, now: Instant, rng: &mut impl Rng) -> Verdict {
         let mut decision = self.refute(accused, rng)?;
-        if let (Some((_, word)), Ok(Decision { tell: Some((to, _)), limited, .. })) =
+        if let (Some((_, word)), Ok(Decision { tell: Some((to, run, _)), limited, .. })) =
             (&decision.broadcast, self.insist(accuser, now))
         {
-            (decision.tell, decision.limited) = (Some((to, word.clone())), limited);
+            (decision.tell, decision.limited) = (Some((to, run, word.clone())), limited);
         }
         Ok(decision)
     }

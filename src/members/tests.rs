@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     accusation::Evidence,
     member::{MAX_INCARNATION_STEP, PackedTags, Tags, VersionRange, Versions},
+    suspicion::Bounds,
     wire::message::{Alive, Message, Remembered, Suspect},
 };
 
@@ -318,7 +319,10 @@ fn this_node_refutes_what_is_said_of_it() {
 fn an_accuser_that_has_missed_a_refutation_is_told_again_once_in_a_while() {
     let mut bench = Bench::with_x();
     let first = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
-    assert!(first.refuted && matches!(first.tell, Some((to, Message::Alive(m))) if to == addr(2) && m.incarnation == 2));
+    assert!(
+        first.refuted
+            && matches!(first.tell, Some((to, _, Message::Alive(m))) if to == addr(2) && m.incarnation == 2)
+    );
     assert_eq!(bench.suspect("self", SELF_RUN, 1, "x").unwrap_err(), Ignored::Stale);
     bench.now += Duration::from_secs(1);
     let told = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
@@ -382,6 +386,29 @@ fn a_name_that_is_there_is_not_taken_from_another_address() {
 }
 
 #[test]
+fn the_claim_of_another_run_waits_until_the_name_is_free() {
+    for gone_by in ["a", "x"] {
+        let mut bench = Bench::with_x();
+        assert!(bench.alive(alive("x", RUN + 1, 1, 99)).unwrap().claim.is_none());
+        assert!(bench.suspect("x", RUN, 5, "a").unwrap().claim.is_none());
+        let claim = bench.dead("x", RUN, 5, gone_by).unwrap().claim.expect("it waits");
+        assert_eq!(names(&bench.alive(claim).unwrap()), ["joined"]);
+        assert_eq!(bench.table.roster().get("x").unwrap().id.run(), RUN + 1);
+    }
+}
+
+#[test]
+fn a_claim_is_forgotten_when_the_member_outlives_it_or_moves_itself() {
+    let mut bench = Bench::with_x();
+    bench.alive(alive("x", RUN + 1, 1, 99)).unwrap();
+    bench.now += Bounds::new(&Config::lan(), 2).max;
+    assert!(bench.dead("x", RUN, 5, "a").unwrap().claim.is_none());
+    let mut bench = Bench::with_x();
+    bench.alive(alive("x", RUN, 6, 99)).unwrap();
+    assert!(bench.dead("x", RUN, 5, "a").unwrap().claim.is_none());
+}
+
+#[test]
 fn the_same_run_reclaims_its_name_elsewhere_only_after_the_reclaim_time() {
     let config = Config { dead_node_reclaim_time: Duration::from_secs(10), ..Config::lan() };
     let mut bench = Bench::with(config);
@@ -442,7 +469,8 @@ fn a_full_state_of_another_node_is_read_with_doubt() {
     for (name, state) in [("s", S), ("d", D)] {
         assert!(bench.merge(alive(name, 1, 1, 9), state).unwrap().changes.is_empty(), "in doubt");
     }
-    let accused: Vec<_> = second(&mut bench).into_iter().chain(second(&mut bench)).flat_map(|e| e.changes).collect();
+    let accused: Vec<_> =
+        second(&mut bench).into_iter().chain(second(&mut bench)).flat_map(|e| e.changes).collect();
     let [(_, Change::Suspected { why, .. }), _] = &accused[..] else { panic!("{accused:?}") };
     assert_eq!((&*why.by, why.evidence), ("self", Evidence::PushPull));
     assert_eq!(names(&bench.merge(alive("l", 1, 1, 9), L).unwrap()), ["left"]);
@@ -466,7 +494,7 @@ fn one_that_another_node_holds_for_dead_is_told_so_and_suspected_only_if_it_does
     assert_eq!(bench.merge(alive("x", RUN, 6, 2), D).unwrap_err(), Ignored::Stale, "it is in doubt already");
     assert!(bench.table.due() <= bench.now + Duration::from_secs(1));
     let told = second(&mut bench);
-    let [Effects { tell: Some((to, Message::Dead(word))), .. }] = &told[..] else { panic!("{told:?}") };
+    let [Effects { tell: Some((to, _, Message::Dead(word))), .. }] = &told[..] else { panic!("{told:?}") };
     assert_eq!((*to, word.incarnation, &*word.from), (addr(2), 7, "self"));
     assert_eq!(bench.state("x"), Some((A, 5)));
     let suspected = second(&mut bench);
@@ -483,7 +511,10 @@ fn a_doubt_ends_with_news_of_the_member_itself() {
     assert!(second(&mut bench).is_empty());
     assert_eq!(bench.state("x"), Some((A, 6)));
     // A far incarnation, another run and this node itself are judged as ever.
-    assert_eq!(bench.merge(alive("x", RUN, 7 + MAX_INCARNATION_STEP, 2), D).unwrap_err(), Ignored::IncarnationStep);
+    assert_eq!(
+        bench.merge(alive("x", RUN, 7 + MAX_INCARNATION_STEP, 2), D).unwrap_err(),
+        Ignored::IncarnationStep
+    );
     assert_eq!(bench.merge(alive("x", 99, 9, 2), D).unwrap_err(), Ignored::OtherRun);
     assert!(bench.merge(alive("self", SELF_RUN, 1, 1), D).unwrap().refuted);
 }
