@@ -9,7 +9,7 @@
 //! | [`member`], [`view`] | who is a member; all of them as a value |
 //! | [`members`] | the table, and the rules that change it |
 //! | [`accusation`], [`suspicion`], [`awareness`] | who accuses whom; how long a suspect has; how healthy this node is |
-//! | [`probe`] | the failure detector |
+//! | [`probe`], [`allowance`] | the failure detector; what one datagram may make it send |
 //! | [`broadcast`], [`gossip`] | what is still to be said, and to whom |
 //! | [`gate`] | newcomers about whom the application is asked |
 //! | [`seen`] | which broadcasts of users have been handled |
@@ -19,6 +19,7 @@
 //! | [`wire`] | bytes |
 
 pub mod accusation;
+pub mod allowance;
 pub mod awareness;
 pub mod broadcast;
 pub mod config;

@@ -16,9 +16,10 @@ use std::{
 use actix::{Actor, Context, StreamHandler};
 use bytes::Bytes;
 use memberlist_protocol::{
-    member::{MAX_INCARNATION_STEP, NodeId, canonical},
+    allowance::Allowance,
+    member::{NodeId, canonical},
     members::Ignored,
-    probe::Unheard,
+    probe::{self, Unheard},
     wire::{
         WireError, codec,
         frame::{PART_OVERHEAD, Packer},
@@ -364,30 +365,53 @@ impl Transport {
     }
 
     fn take_apart(&self, datagram: &[u8], from: SocketAddr) -> Result<(), WireError> {
+        let mut allowance = Allowance::new(datagram.len(), &self.ring.envelope);
         for part in self.ring.envelope.parts(datagram)? {
             let message = codec::decode(part?)?;
             self.ring.counters.received(&message);
-            self.pass_on(message, from);
+            if let Err(unheard) = self.pass_on(message, from, &mut allowance) {
+                self.ring.counters.drop(unheard);
+            }
         }
         Ok(())
     }
 
-    /// Gives a message to the actor that understands it.
-    fn pass_on(&self, message: Message, from: SocketAddr) {
+    /// Gives a message to the actor that understands it. What is answered has to be within the datagram's
+    /// allowance; what nobody would answer wakes no actor.
+    fn pass_on(&self, message: Message, from: SocketAddr, allowance: &mut Allowance) -> Result<(), Unheard> {
         let ring = &self.ring;
         let detector = ring.detector_inbox();
         match message {
-            Message::Ping(ping) => ring.news(detector, ToDetector::Ping { ping, from }),
-            Message::IndirectPing(request) => ring.news(detector, ToDetector::IndirectPing { request, from }),
+            Message::Ping(ping) => {
+                let view = ring.view.borrow();
+                if !view.local().id.answers_to(&ping.target) {
+                    return Err(Unheard::NotForMe);
+                }
+                let piggyback =
+                    allowance.ping(ping.seq, probe::member_at(&view, &ping.from, from).is_some())?;
+                ring.news(detector, ToDetector::Ping { ping, from, piggyback });
+            }
+            Message::IndirectPing(request) => {
+                let view = ring.view.borrow();
+                if probe::pingable(&view, &request).is_none() {
+                    return Err(Unheard::UnknownTarget);
+                }
+                let member = probe::member_at(&view, &request.from, from).is_some();
+                allowance.indirect_ping(&request, &view.local().id, member)?;
+                if !member {
+                    ring.counters.drop(Unheard::UnknownAsker);
+                }
+                ring.news(detector, ToDetector::IndirectPing { request, from });
+            }
             // Only an answer that is waited for gets into the lane of control.
             Message::Ack(ack) if ring.detector.borrow().expects(ack.seq) => {
                 ring.command(detector, ToDetector::Ack(ack));
             }
-            Message::Ack(_) => ring.counters.drop(Unheard::UnknownSequence),
+            Message::Ack(_) => return Err(Unheard::UnknownSequence),
             Message::Nack(nack) if ring.detector.borrow().expects(nack.seq) => {
                 ring.command(detector, ToDetector::Nack(nack));
             }
-            Message::Nack(_) => ring.counters.drop(Unheard::UnknownSequence),
+            Message::Nack(_) => return Err(Unheard::UnknownSequence),
             Message::Alive(m) => ring.news(&ring.state, ToState::Alive(m)),
             Message::Suspect(m) if self.is_about_self(&m.id) => {
                 self.accused(m.incarnation, ToState::Suspect(m));
@@ -398,6 +422,7 @@ impl Transport {
             Message::User(m) => ring.news(&ring.delegates, ToDelegates::User(m)),
             Message::Direct(message) => ring.news(&ring.delegates, ToDelegates::Direct { message, from }),
         }
+        Ok(())
     }
 
     fn is_about_self(&self, id: &NodeId) -> bool {
@@ -411,7 +436,9 @@ impl Transport {
         match incarnation.checked_sub(own) {
             // Its accuser has missed an answer.
             None => self.ring.news(&self.ring.state, accusation),
-            Some(step) if step > MAX_INCARNATION_STEP => self.ring.counters.drop(Ignored::IncarnationStep),
+            Some(step) if step > self.ring.config.max_incarnation_step => {
+                self.ring.counters.drop(Ignored::IncarnationStep);
+            }
             Some(_) => self.ring.state.accusation(incarnation, accusation),
         }
     }
