@@ -67,6 +67,7 @@ mod questions;
 mod queue;
 mod resolve;
 mod ring;
+mod sources;
 mod state;
 mod streams;
 pub mod supervisor;

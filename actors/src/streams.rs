@@ -3,7 +3,13 @@
 //! do not answer on datagrams.
 //! Each stream is a task of its own, so that a restart of Transport cuts none. Each phase has a time limit.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use memberlist_protocol::{
@@ -16,7 +22,7 @@ use memberlist_protocol::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::{SemaphorePermit, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -32,12 +38,19 @@ use crate::{
     transport::{Open, Use},
 };
 
-/// Room for one open stream.
-pub(crate) struct Permit(pub(crate) Rc<Open>, pub(crate) Use);
+/// Room for one open stream; where it comes from, if somebody else has dialled.
+pub(crate) struct Permit(pub(crate) Rc<Open>, pub(crate) Use, pub(crate) Option<SocketAddr>);
+
+impl Permit {
+    /// Whether others wait for this stream's room.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.2.is_some_and(|from| self.0.is_crowded(from))
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.release(self.1);
+        self.0.release(self.1, self.2);
     }
 }
 
@@ -79,11 +92,21 @@ pub(crate) struct Line<'a> {
     pub(crate) limit: Duration,
     /// Room for the bytes of the last frame.
     held: Option<SemaphorePermit<'a>>,
+    /// The same of its address' part, if somebody else has dialled.
+    held_of_source: Option<OwnedSemaphorePermit>,
+    bodies_of_source: Option<Arc<Semaphore>>,
 }
 
 impl<'a> Line<'a> {
     pub(crate) fn new(ring: &'a Shared, connection: Box<dyn Connection>) -> Self {
-        Self { ring, connection, limit: ring.config.tcp_timeout, held: None }
+        Self {
+            ring,
+            connection,
+            limit: ring.config.tcp_timeout,
+            held: None,
+            held_of_source: None,
+            bodies_of_source: None,
+        }
     }
 
     async fn within<T>(limit: Duration, io: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
@@ -115,24 +138,25 @@ impl<'a> Line<'a> {
         Ok(())
     }
 
-    /// The first bytes of an accepted stream: what it is for. While others wait to be accepted, whoever says
+    /// The first bytes of an accepted stream: what it is for. They have the limit of one phase together. While others wait to be accepted, whoever says
     /// nothing soon is dropped.
-    async fn kind(&mut self, open: &Open) -> Result<StreamKind, Failure> {
+    async fn kind(&mut self, permit: &Permit) -> Result<StreamKind, Failure> {
         let mut head = vec![0; self.ring.envelope.len() + 1];
+        let deadline = Instant::now() + self.limit;
         let mut patience =
             tokio::time::interval_at(Instant::now() + self.limit / SILENT, self.limit / SILENT);
         {
             // Of another version of the wire nothing is known but its first byte.
             let mut first = std::pin::pin!(async {
-                self.read_exact(&mut head[..1]).await?;
+                self.read_exact(&mut head[..1], deadline).await?;
                 check_wire(head[0])?;
-                self.read_exact(&mut head[1..]).await
+                self.read_exact(&mut head[1..], deadline).await
             });
             loop {
                 tokio::select! {
                     biased;
                     read = &mut first => break read?,
-                    _ = patience.tick() => if open.is_crowded() {
+                    _ = patience.tick() => if permit.is_wanted() {
                         return Err(Failure::Timeout);
                     },
                 }
@@ -160,21 +184,21 @@ impl<'a> Line<'a> {
     pub(crate) async fn next_frame_or_way(
         &mut self,
         max: usize,
-        open: &Open,
+        permit: &Permit,
     ) -> Result<Option<Bytes>, Failure> {
         // What the last one took is free again.
-        self.held = None;
+        self.let_go();
         let mut patience =
             tokio::time::interval_at(Instant::now() + self.limit / SILENT, self.limit / SILENT);
         let mut first = [0];
-        let limit = self.limit;
+        let (limit, deadline) = (self.limit, Instant::now() + self.limit);
         let read = {
             let mut read = std::pin::pin!(Self::within(limit, self.connection.read(&mut first)));
             loop {
                 tokio::select! {
                     biased;
                     read = &mut read => break read?,
-                    _ = patience.tick() => if open.is_crowded() {
+                    _ = patience.tick() => if permit.is_wanted() {
                         return Ok(None);
                     },
                 }
@@ -184,7 +208,7 @@ impl<'a> Line<'a> {
             return Ok(None);
         }
         let mut rest = [0; 3];
-        self.read_exact(&mut rest).await?;
+        self.read_exact(&mut rest, deadline).await?;
         self.body([first[0], rest[0], rest[1], rest[2]], max).await.map(Some)
     }
 
@@ -196,12 +220,12 @@ impl<'a> Line<'a> {
 
     /// The length of the next frame, unless the other side has ended the stream.
     async fn length(&mut self) -> Result<Option<[u8; 4]>, Failure> {
-        let mut len = [0; 4];
+        let (mut len, deadline) = ([0; 4], Instant::now() + self.limit);
         let first = Self::within(self.limit, self.connection.read(&mut len)).await?;
         if first == 0 {
             return Ok(None);
         }
-        self.read_exact(&mut len[first..]).await?;
+        self.read_exact(&mut len[first..], deadline).await?;
         Ok(Some(len))
     }
 
@@ -212,12 +236,13 @@ impl<'a> Line<'a> {
         }
         let deadline = Instant::now() + self.limit;
         let (mut body, ring) = (Vec::new(), self.ring);
-        self.held = None;
+        self.let_go();
         while body.len() < len {
             let at = body.len();
             if body.capacity() == at {
                 let step = at.clamp(*STEP.start(), *STEP.end()).min(len - at);
                 let kib = u32::try_from(step.div_ceil(1024)).unwrap_or(u32::MAX);
+                self.of_source(kib, deadline).await?;
                 let room = timeout_at(deadline, ring.bodies.acquire_many(kib)).await;
                 let room = room.map_err(|_| Failure::Timeout)?.map_err(|_| Failure::Unserved)?;
                 match &mut self.held {
@@ -236,25 +261,44 @@ impl<'a> Line<'a> {
         Ok(body.into())
     }
 
-    /// Tells a peer of another version of the wire why it has no other answer.
+    /// The bytes of the last frame are somebody else's concern.
+    fn let_go(&mut self) {
+        (self.held, self.held_of_source) = (None, None);
+    }
+
+    /// Takes from what the streams of one address may hold, so that they leave something to others.
+    async fn of_source(&mut self, kib: u32, deadline: Instant) -> Result<(), Failure> {
+        let Some(bodies) = &self.bodies_of_source else { return Ok(()) };
+        let room = timeout_at(deadline, bodies.clone().acquire_many_owned(kib)).await;
+        let room = room.map_err(|_| Failure::Timeout)?.map_err(|_| Failure::Unserved)?;
+        match &mut self.held_of_source {
+            Some(held) => held.merge(room),
+            none => *none = Some(room),
+        }
+        Ok(())
+    }
+
+    /// Tells a peer of another version of the wire why it has no other answer, once it has sent as many bytes as
+    /// it gets. One has been read.
     async fn refuse_wire(&mut self) {
-        let connection = &mut self.connection;
+        let (connection, ring) = (&mut self.connection, self.ring);
         let farewell = async {
+            connection.read_exact(&mut [0; OTHER_WIRE.len() - 1]).await?;
             connection.write_all(&OTHER_WIRE).await?;
+            ring.counters.stream_bytes_sent.fetch_add(OTHER_WIRE.len() as u64, Relaxed);
             connection.shutdown().await?;
             // A close with bytes unread could take the answer back on its way.
             tokio::io::copy(&mut connection.take(MAX_DRAINED), &mut tokio::io::sink()).await
         };
         let _ = timeout(self.limit / HURRY, farewell).await;
-        self.ring.counters.stream_bytes_sent.fetch_add(OTHER_WIRE.len() as u64, Relaxed);
     }
 
-    async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), Failure> {
-        match Self::within(self.limit, self.connection.read_exact(buf)).await {
-            Err(Failure::Broken(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(WireError::Truncated.into())
-            }
-            other => other.map(drop),
+    /// However the bytes trickle in: a phase ends at its deadline.
+    async fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), Failure> {
+        match timeout_at(deadline, self.connection.read_exact(buf)).await.map_err(|_| Failure::Timeout)? {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(WireError::Truncated.into()),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -277,7 +321,8 @@ pub(crate) async fn ask<T>(
 /// Serves a stream that somebody opened.
 pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Connection>, from: SocketAddr) {
     let mut line = Line::new(&ring, connection);
-    if let Err(failure) = served(&ring, &permit.0, &mut line, from).await {
+    line.bodies_of_source = permit.0.sources.borrow().bodies(from);
+    if let Err(failure) = served(&ring, &permit, &mut line, from).await {
         count(&ring, &failure);
         if matches!(failure, Failure::Wire(WireError::WireVersion)) {
             line.refuse_wire().await;
@@ -310,10 +355,15 @@ pub(crate) fn count(ring: &Shared, failure: &Failure) {
     }
 }
 
-async fn served(ring: &Shared, open: &Open, line: &mut Line<'_>, from: SocketAddr) -> Result<(), Failure> {
-    match line.kind(open).await? {
+async fn served(
+    ring: &Shared,
+    permit: &Permit,
+    line: &mut Line<'_>,
+    from: SocketAddr,
+) -> Result<(), Failure> {
+    match line.kind(permit).await? {
         StreamKind::PushPull => exchanges::serve(ring, line, from).await,
-        StreamKind::User => parcels::serve(ring, open, line, from).await,
+        StreamKind::User => parcels::serve(ring, permit, line, from).await,
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;
             let Message::Ping(ping) = codec::decode(&bytes)? else { return Err(WireError::Kind.into()) };

@@ -17,6 +17,7 @@ use actix::{Actor, Context, StreamHandler};
 use bytes::Bytes;
 use memberlist_protocol::{
     allowance::Allowance,
+    config::Config,
     member::{NodeId, canonical},
     members::Ignored,
     probe::{self, Unheard},
@@ -31,13 +32,13 @@ use tokio::time::Instant;
 use crate::{
     errors::JoinError,
     exchanges,
-    inbox::{Alarm, Turn, Turns},
+    inbox::{self, Alarm, Turns},
     logs::{self, Line, say},
     messages::{Exchange, TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
-    network::Connection,
     parcels,
     ring::Shared,
+    sources::{Accepted, Sources, Turn},
     streams::{self, Permit},
     supervisor::Child,
 };
@@ -66,7 +67,7 @@ thread_local! {
 
 /// What survives a restart: streams that were accepted and are not served yet, and how many are open.
 pub(crate) struct Kept {
-    accepted: VecDeque<(Box<dyn Connection>, SocketAddr)>,
+    accepted: VecDeque<Accepted>,
     pub(crate) open: Rc<Open>,
     /// After errors on reading datagrams.
     reading: Pause,
@@ -78,7 +79,7 @@ impl Kept {
     pub(crate) fn new(ring: &Shared) -> Self {
         Self {
             accepted: VecDeque::new(),
-            open: Open::new(ring.config.max_streams),
+            open: Open::new(&ring.config, ring.bodies_of_source()),
             reading: Pause::default(),
             accepting: Pause::default(),
         }
@@ -104,11 +105,21 @@ pub(crate) struct Open {
     max: usize,
     crowded: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    /// By where those come from that others have dialled.
+    pub(crate) sources: RefCell<Sources>,
 }
 
 impl Open {
-    fn new(max: usize) -> Rc<Self> {
-        Rc::new(Self { now: Default::default(), max, crowded: Cell::default(), waker: RefCell::default() })
+    fn new(config: &Config, bodies_of_source: usize) -> Rc<Self> {
+        let max = config.max_streams;
+        let sources = Sources::new(config.max_streams_per_source, max, bodies_of_source);
+        Rc::new(Self {
+            now: Default::default(),
+            max,
+            crowded: Cell::default(),
+            waker: RefCell::default(),
+            sources: RefCell::new(sources),
+        })
     }
 
     fn all(&self) -> usize {
@@ -123,9 +134,10 @@ impl Open {
         }
     }
 
-    /// Whether others may be waiting to be accepted, for whom there is no room.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.crowded.get()
+    /// Whether others may be waiting to be accepted, for whom there is no room, or wait for one from the same
+    /// address to end.
+    pub(crate) fn is_crowded(&self, from: SocketAddr) -> bool {
+        self.crowded.get() || self.sources.borrow().is_crowded(from)
     }
 
     /// Whether there is room for one more stream of that use, when `waiting` have been promised some.
@@ -139,11 +151,22 @@ impl Open {
         room.then(|| {
             let now = &self.now[of as usize];
             now.set(now.get() + 1);
-            Permit(self.clone(), of)
+            Permit(self.clone(), of, None)
         })
     }
 
-    pub(crate) fn release(&self, of: Use) {
+    /// Room for a stream from there.
+    fn permit_for(self: &Rc<Self>, from: SocketAddr) -> Option<Permit> {
+        self.permit(Use::Served).map(|mut permit| {
+            permit.2 = Some(from);
+            permit
+        })
+    }
+
+    pub(crate) fn release(&self, of: Use, from: Option<SocketAddr>) {
+        if let Some(from) = from {
+            self.sources.borrow_mut().leave(from);
+        }
         let now = &self.now[of as usize];
         now.set(now.get() - 1);
         // Whoever waits to be accepted has a turn.
@@ -445,8 +468,14 @@ impl Transport {
 
     fn serve_accepted(&self) {
         loop {
-            let Some((connection, from)) = self.kept.borrow_mut().accepted.pop_front() else { return };
-            let Some(permit) = self.permit(Use::Served) else { return };
+            let mut kept = self.kept.borrow_mut();
+            // Those who find no room just now have been promised some.
+            if kept.accepted.is_empty() || !kept.open.has_room(Use::Served, 0) {
+                return;
+            }
+            let Some((connection, from)) = kept.accepted.pop_front() else { return };
+            let Some(permit) = kept.open.permit_for(from) else { return };
+            drop(kept);
             up(&self.ring.counters.streams_accepted);
             self.ring.hooks.strike(TRANSPORT, "stream");
             let ring = self.ring.clone();
@@ -474,11 +503,19 @@ impl Transport {
                         kept.accepting.end();
                         let from = canonical(from);
                         if ring.config.allows(from.ip()) {
-                            kept.accepted.push_back((connection, from));
-                            continue;
+                            let turn = kept.open.sources.borrow_mut().enter((connection, from));
+                            match turn {
+                                Turn::Now(stream) => {
+                                    kept.accepted.push_back(stream);
+                                    continue;
+                                }
+                                Turn::Later => continue,
+                                Turn::Never => too_many_of_source(&ring, from),
+                            }
+                        } else {
+                            // It is closed before anything is read.
+                            ring.counters.drop(Lost::NotAllowedStream);
                         }
-                        // It is closed before anything is read.
-                        ring.counters.drop(Lost::NotAllowedStream);
                         shut_out += 1;
                         if shut_out == SHUT_OUT_PER_TURN {
                             cx.waker().wake_by_ref();
@@ -495,12 +532,30 @@ impl Transport {
                     Poll::Pending => break,
                 }
             }
+            while kept.open.has_room(Use::Served, kept.accepted.len()) {
+                let next = kept.open.sources.borrow_mut().next();
+                let Some(stream) = next else { break };
+                kept.accepted.push_back(stream);
+            }
             kept.open.crowded.set(!kept.open.has_room(Use::Served, kept.accepted.len()));
             *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
             let users = ring.outbox.is_ready(kept.open.has_room(Use::Lane, 0), cx.waker());
-            readable || users || !kept.accepted.is_empty()
+            readable || users || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
         })
     }
+}
+
+fn too_many_of_source(ring: &Shared, from: SocketAddr) {
+    ring.counters.drop(Lost::TooManyStreamsOfSource);
+    let max = ring.config.max_streams_per_source;
+    say!(
+        ring,
+        Line::TooManyOfSource,
+        warn,
+        %from,
+        max,
+        "too many streams from one address: see max_streams_per_source"
+    );
 }
 
 impl Actor for Transport {
@@ -517,8 +572,8 @@ impl Child for Transport {
     }
 }
 
-impl StreamHandler<Turn> for Transport {
-    fn handle(&mut self, _: Turn, _: &mut Context<Self>) {
+impl StreamHandler<inbox::Turn> for Transport {
+    fn handle(&mut self, _: inbox::Turn, _: &mut Context<Self>) {
         self.ring.turn(TRANSPORT, &self.ring.transport, |item| self.hear(item));
         self.ring.hooks.strike(TRANSPORT, "outbox");
         self.send_casts();

@@ -23,6 +23,8 @@ pub(crate) enum Lost {
     Pruned,
     /// A stream that was not opened for want of room.
     TooManyStreams,
+    /// A stream that was closed because too many from its address are open and wait.
+    TooManyStreamsOfSource,
     /// A stream that took too long.
     StreamTimeout,
     /// A stream that broke.
@@ -76,7 +78,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 32] = [
+    pub(crate) const ALL: [(Self, &'static str); 33] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -84,6 +86,7 @@ impl Lost {
         (Self::NoRoom, "no_room"),
         (Self::Pruned, "pruned"),
         (Self::TooManyStreams, "too_many_streams"),
+        (Self::TooManyStreamsOfSource, "too_many_streams_of_source"),
         (Self::StreamTimeout, "stream_timeout"),
         (Self::StreamBroken, "stream_broken"),
         (Self::SeenBroadcast, "seen_broadcast"),
@@ -130,7 +133,10 @@ impl Lost {
             Self::WouldBlock | Self::SendFailed => "packets_out",
             Self::ReadFailed | Self::AcceptFailed => "sockets",
             Self::NoRoom | Self::Pruned => "broadcasts",
-            Self::TooManyStreams | Self::StreamTimeout | Self::StreamBroken => "streams",
+            Self::TooManyStreams
+            | Self::TooManyStreamsOfSource
+            | Self::StreamTimeout
+            | Self::StreamBroken => "streams",
             Self::SeenBroadcast
             | Self::NoHandler
             | Self::HandlerBusy
