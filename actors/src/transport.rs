@@ -538,6 +538,7 @@ impl Transport {
                 kept.accepted.push_back(stream);
             }
             kept.open.crowded.set(!kept.open.has_room(Use::Served, kept.accepted.len()));
+            ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
             *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
             let users = ring.outbox.is_ready(kept.open.has_room(Use::Lane, 0), cx.waker());
             readable || users || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
