@@ -144,7 +144,9 @@ pub struct Config {
     /// Forgotten members whose last incarnation is kept. 4,096.
     pub max_tombstones: usize,
     /// Members in the table, gone ones included; beyond it the longest gone makes room, else the newcomer is
-    /// refused. 1 to 1,000,000. 100,000.
+    /// refused. One exchange of states may fill it, since a newcomer has to learn of all members at once; those
+    /// that somebody has made up are probed in turn like all others, and delay the probes of these. Twice the
+    /// members that are expected is a good bound. 1 to 1,000,000. 100,000.
     pub max_members: usize,
 
     /// News of each actor that waits to be looked at; the oldest is dropped beyond it. 64 to 1,000,000. 4,096.
@@ -197,6 +199,10 @@ pub struct Config {
     /// Indirect pings that are carried out for one member at once; an honest one asks for one in each probe
     /// interval. 1 to 65,536. 16.
     pub max_relays_per_source: usize,
+    /// Answers that pings of strangers get in one second, all together: of those who are no members, or send from
+    /// elsewhere than their address. A newcomer is one for a moment, so that some are to be answered.
+    /// 1 to 1,000,000. 1,000.
+    pub max_stranger_answers: usize,
     /// Highest step that an incarnation may take at once. What asks for more is refused: a chain of such steps
     /// would bring a name to the end of the numbers. A member that was out of sight while it refuted more often
     /// than that could not come back, so it is not to be small. 65,536 to 2,147,483,648. 1,073,741,824.
@@ -257,6 +263,7 @@ impl Config {
             max_streams_per_source: 32,
             max_relays: 1024,
             max_relays_per_source: 16,
+            max_stranger_answers: 1000,
             max_incarnation_step: MAX_INCARNATION_STEP,
             stall_after: secs(1),
             restarts: RestartPolicy::default(),
@@ -424,6 +431,7 @@ impl Config {
         count("max_streams_per_source", self.max_streams_per_source, 1, 65_536)?;
         count("max_relays", self.max_relays, 0, 65_536)?;
         count("max_relays_per_source", self.max_relays_per_source, 1, 65_536)?;
+        count("max_stranger_answers", self.max_stranger_answers, 1, many)?;
         count("max_incarnation_step", self.max_incarnation_step as usize, 1 << 16, 1 << 31)?;
         span("stall_after", self.stall_after, ms(10), secs(60), false)?;
         let restarts = &self.restarts;

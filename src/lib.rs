@@ -14,7 +14,7 @@
 //! | [`gate`] | newcomers about whom the application is asked |
 //! | [`seen`] | which broadcasts of users have been handled |
 //! | [`push_pull`] | the exchange of full states |
-//! | [`limiter`], [`throttle`] | what may happen once in a while, what may be said so often |
+//! | [`limiter`], [`throttle`], [`bucket`] | what may happen once in a while, what may be said so often, what may happen so often in a second |
 //! | [`restart`] | when an actor that panicked runs again |
 //! | [`wire`] | bytes |
 
@@ -22,6 +22,7 @@ pub mod accusation;
 pub mod allowance;
 pub mod awareness;
 pub mod broadcast;
+pub mod bucket;
 pub mod config;
 pub mod gate;
 pub mod gossip;

@@ -134,11 +134,13 @@ pub enum Unheard {
     UnknownAsker,
     /// More questions than a datagram of that size has answers to.
     TooMuchAsked,
+    /// More questions of strangers than are answered in a second.
+    TooManyStrangers,
 }
 
 impl Unheard {
     /// Each of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NotForMe,
         Self::UnknownSequence,
         Self::UnknownTarget,
@@ -146,6 +148,7 @@ impl Unheard {
         Self::TooManyRelaysOfSource,
         Self::UnknownAsker,
         Self::TooMuchAsked,
+        Self::TooManyStrangers,
     ];
 
     /// The name under which it is counted.
@@ -158,6 +161,7 @@ impl Unheard {
             Self::TooManyRelaysOfSource => "too_many_relays_of_source",
             Self::UnknownAsker => "unknown_asker",
             Self::TooMuchAsked => "too_much_asked",
+            Self::TooManyStrangers => "too_many_strangers",
         }
     }
 }

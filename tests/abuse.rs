@@ -247,6 +247,44 @@ fn weak_point_34_a_member_has_one_full_answer_for_each_datagram_and_the_others_a
     }
 }
 
+#[test]
+fn weak_point_34_strangers_are_answered_so_often_in_a_second_and_members_always() {
+    paused(async {
+        let config = Config { max_stranger_answers: 50, ..silent() };
+        let world = World::new(34, config.clone());
+        let here = start(&world, "here", "10.0.0.1:7946", "", config).await;
+        let envelope = Envelope::new("").expect("no label");
+        let mut asking = Vec::new();
+        for (i, name) in ["a member", "a stranger", "another one"].into_iter().enumerate() {
+            let addr = SocketAddr::from(([10, 0, 0, 2 + i as u8], 7946));
+            let endpoint = world.network.bind(addr).await.expect("free");
+            asking.push((NodeId::new(name, 1), endpoint));
+        }
+        let (id, member) = &asking[0];
+        let joins = Member::new(id.clone(), at("10.0.0.2:7946"), 1, std::time::Instant::now());
+        let joins = packet(&envelope, &[Message::Alive(Alive::of(&joins))]);
+        member.try_send(&joins, at("10.0.0.1:7946")).expect("it is taken");
+        sleep(secs(1)).await;
+        let target = here.view().local().id.clone();
+        // For two seconds, a ping of each every 10 ms.
+        let mut answers = [0; 3];
+        for seq in 0..200 {
+            for (answers, (from, endpoint)) in answers.iter_mut().zip(&asking) {
+                let ping = Message::Ping(Ping { seq, target: target.clone(), from: from.clone() });
+                endpoint.try_send(&packet(&envelope, &[ping]), at("10.0.0.1:7946")).expect("it is taken");
+                let mut buf = [0; 2048];
+                *answers += std::iter::from_fn(|| endpoint.try_recv(&mut buf).ok()).count();
+            }
+            sleep(ms(10)).await;
+        }
+        // Up to a second's worth was saved up. The last answer is still on its way.
+        assert!((199..=200).contains(&answers[0]), "{answers:?}");
+        let strangers = answers[1] + answers[2];
+        assert!((140..=151).contains(&strangers), "{answers:?}");
+        assert!(here.metrics().dropped["too_many_strangers"] >= 400 - 151);
+    });
+}
+
 /// Somebody who opens streams.
 async fn source(world: &World, addr: &str) -> Arc<dyn Endpoint> {
     world.network.bind(at(addr)).await.expect("free")

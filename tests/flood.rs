@@ -285,7 +285,7 @@ async fn a_million_hostile_packets_cost_no_member_a_ping_and_the_node_next_to_no
     for reason in ["foreign", "label", "flags", "truncated", "name", "not_for_me", "unknown_sequence"] {
         assert!(after[0].dropped[reason] > 0, "{reason}");
     }
-    for reason in ["unknown_member", "stale", "unknown_asker", "malformed"] {
+    for reason in ["unknown_member", "stale", "unknown_asker", "kind", "too_many_strangers"] {
         assert!(after[0].dropped[reason] > 0, "{reason}");
     }
     assert!(growth <= MAX_GROWTH, "{growth} bytes more");

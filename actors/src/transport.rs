@@ -17,6 +17,7 @@ use actix::{Actor, Context, StreamHandler};
 use bytes::Bytes;
 use memberlist_protocol::{
     allowance::Allowance,
+    bucket::Bucket,
     config::Config,
     member::{NodeId, canonical},
     members::Ignored,
@@ -37,14 +38,14 @@ use crate::{
     messages::{Exchange, TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
     parcels,
-    ring::Shared,
+    ring::{Shared, now},
     sources::{Accepted, Sources, Turn},
     streams::{self, Permit},
     supervisor::Child,
 };
 
 /// Datagrams that are taken from the network in one turn. What waits longer waits in the kernel.
-const RECEIVED_PER_TURN: usize = 32;
+const RECEIVED_PER_TURN: usize = 64;
 
 /// Packets of users that leave in one turn.
 const CASTS_PER_TURN: usize = 32;
@@ -73,6 +74,8 @@ pub(crate) struct Kept {
     reading: Pause,
     /// After errors on accepting streams: datagrams are read all the same.
     accepting: Pause,
+    /// Strangers that are answered.
+    strangers: Bucket,
 }
 
 impl Kept {
@@ -82,6 +85,7 @@ impl Kept {
             open: Open::new(&ring.config, ring.bodies_of_source()),
             reading: Pause::default(),
             accepting: Pause::default(),
+            strangers: Bucket::new(ring.config.max_stranger_answers),
         }
     }
 }
@@ -410,8 +414,9 @@ impl Transport {
                 if !view.local().id.answers_to(&ping.target) {
                     return Err(Unheard::NotForMe);
                 }
-                let piggyback =
-                    allowance.ping(ping.seq, probe::member_at(&view, &ping.from, from).is_some())?;
+                let member = probe::member_at(&view, &ping.from, from).is_some();
+                let piggyback = allowance.ping(ping.seq, member)?;
+                self.stranger(member)?;
                 ring.news(detector, ToDetector::Ping { ping, from, piggyback });
             }
             Message::IndirectPing(request) => {
@@ -421,6 +426,7 @@ impl Transport {
                 }
                 let member = probe::member_at(&view, &request.from, from).is_some();
                 allowance.indirect_ping(&request, &view.local().id, member)?;
+                self.stranger(member)?;
                 if !member {
                     ring.counters.drop(Unheard::UnknownAsker);
                 }
@@ -446,6 +452,12 @@ impl Transport {
             Message::Direct(message) => ring.news(&ring.delegates, ToDelegates::Direct { message, from }),
         }
         Ok(())
+    }
+
+    /// Whether there is time for one more stranger.
+    fn stranger(&self, member: bool) -> Result<(), Unheard> {
+        let answered = member || self.kept.borrow_mut().strangers.take(now());
+        if answered { Ok(()) } else { Err(Unheard::TooManyStrangers) }
     }
 
     fn is_about_self(&self, id: &NodeId) -> bool {

@@ -89,6 +89,7 @@ settings! {
     max_streams_per_source: usize,
     max_relays: usize,
     max_relays_per_source: usize,
+    max_stranger_answers: usize,
     max_incarnation_step: u32,
     stall_after: Span,
     restarts: RestartPolicy,
