@@ -22,6 +22,7 @@ use allocation_counter::measure;
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
 use memberlist_protocol::{
+    gossip::Piggyback,
     member::{MAX_META, MAX_NAME, PackedTags, Tags},
     members::Members,
     probe::Detector,
@@ -529,7 +530,9 @@ fn whatever_can_be_decoded_the_rules_take_it_without_a_panic_and_within_their_bo
                 other => {
                     let view = table.view();
                     match other {
-                        Message::Ping(m) => drop(detector.ping(m, here, &Bytes::new(), &view)),
+                        Message::Ping(m) => {
+                            drop(detector.ping(m, here, Piggyback::Yes, &Bytes::new(), &view))
+                        }
                         Message::IndirectPing(m) => {
                             drop(detector.indirect_ping(m, here, &view, now, &mut rules));
                         }

@@ -257,8 +257,8 @@ async fn a_stream_of_a_later_wire_is_told_so_and_a_packet_of_one_is_counted() {
     let node = local().await;
     let at = node.view().local().addr;
     for (i, first) in [0xB2, 0xBF].into_iter().enumerate() {
-        // Shorter than any stream of this wire, and longer than what is read of it.
-        for bytes in [vec![first], vec![first; 100_000]] {
+        // As short as the answer, and longer than what is read of it.
+        for bytes in [vec![first; OTHER_WIRE.len()], vec![first; 100_000]] {
             assert_eq!(answer(at, &bytes), OTHER_WIRE);
         }
         assert!(within(secs(20), || dropped(&node, "wire_version") == 2 * (i as u64 + 1)).await);

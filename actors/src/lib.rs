@@ -71,6 +71,7 @@ mod rejoin;
 mod resolve;
 mod ring;
 mod rollout;
+mod sources;
 mod state;
 pub mod store;
 mod streams;

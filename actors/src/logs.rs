@@ -61,6 +61,8 @@ pub(crate) enum Line {
     StreamUnserved,
     /// A stream that was not opened or accepted for want of room.
     TooManyStreams,
+    /// A stream that was closed because too many from its address are open and wait.
+    TooManyOfSource,
     /// A packet that the network did not take just then.
     WouldBlock,
     /// A packet that could not be sent at all.
@@ -118,7 +120,7 @@ pub(crate) enum Line {
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 35] = [
+const PLAIN: [(Line, Level, &str); 36] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
@@ -127,6 +129,7 @@ const PLAIN: [(Line, Level, &str); 35] = [
     (Line::StreamBroken, Level::DEBUG, "streams that broke"),
     (Line::StreamUnserved, Level::DEBUG, "streams that the node had no time for"),
     (Line::TooManyStreams, Level::WARN, "streams for which there was no room"),
+    (Line::TooManyOfSource, Level::WARN, "streams beyond those that one address may have"),
     (Line::WouldBlock, Level::DEBUG, "packets that the network did not take"),
     (Line::NotSent, Level::WARN, "packets that could not be sent"),
     (Line::NotRead, Level::WARN, "errors on reading datagrams"),

@@ -127,8 +127,8 @@ impl Item for ToState {
 
 /// What FailureDetector hears.
 pub(crate) enum ToDetector {
-    /// From Transport: somebody asks whether this node is there.
-    Ping { ping: Ping, from: SocketAddr },
+    /// From Transport: somebody asks whether this node is there. With `Piggyback::No` the ack is all it gets.
+    Ping { ping: Ping, from: SocketAddr, piggyback: Piggyback },
     /// From Transport: somebody wants another one pinged.
     IndirectPing { request: IndirectPing, from: SocketAddr },
     /// From Transport: an answer.

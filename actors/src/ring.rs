@@ -141,6 +141,11 @@ impl Doors {
         }
     }
 
+    /// KiB that the streams of one address may hold of what is being read: half of all.
+    pub(crate) fn bodies_of_source(&self) -> usize {
+        STREAM_BODIES / 2 * self.config.max_state_size.max(self.config.max_message_size).div_ceil(1024)
+    }
+
     pub(crate) fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }

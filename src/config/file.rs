@@ -93,7 +93,11 @@ settings! {
     max_shared_state: usize,
     max_state_size: usize,
     max_streams: usize,
+    max_streams_per_source: usize,
     max_relays: usize,
+    max_relays_per_source: usize,
+    max_stranger_answers: usize,
+    max_incarnation_step: u32,
     stall_after: Span,
     restarts: RestartPolicy,
 }

@@ -68,7 +68,7 @@ impl Members {
             return Err(Ignored::Tombstone);
         }
         let higher = m.incarnation > record.incarnation;
-        if higher && m.incarnation - record.incarnation > MAX_INCARNATION_STEP {
+        if higher && m.incarnation - record.incarnation > self.config.max_incarnation_step {
             return Err(Ignored::IncarnationStep);
         }
         if !higher && (same_run || record.state.is_present()) {
@@ -302,7 +302,7 @@ impl Members {
         if incarnation < record.incarnation {
             return Err(Ignored::Stale);
         }
-        if incarnation - record.incarnation > MAX_INCARNATION_STEP {
+        if incarnation - record.incarnation > self.config.max_incarnation_step {
             return Err(Ignored::IncarnationStep);
         }
         Ok(record)
@@ -331,7 +331,7 @@ impl Members {
     /// another run, which starts from 1.
     pub(super) fn refute(&self, accused: u32, rng: &mut impl Rng) -> Verdict {
         let above = accused.max(self.local.incarnation);
-        if above - self.local.incarnation > MAX_INCARNATION_STEP {
+        if above - self.local.incarnation > self.config.max_incarnation_step {
             return Err(Ignored::IncarnationStep);
         }
         let local = Arc::new(self.above(above, rng));

@@ -686,6 +686,20 @@ fn weak_point_38_an_incarnation_far_above_the_known_one_is_refused() {
 }
 
 #[test]
+fn weak_point_38_the_highest_step_of_an_incarnation_is_a_setting() {
+    let mut bench = Bench::with(Config { max_incarnation_step: 100_000, ..Config::lan() });
+    bench.alive(alive("x", RUN, 500_000, 2)).expect("a newcomer may have had a long life");
+    let far = 600_001;
+    assert_eq!(bench.suspect("x", RUN, far, "a").unwrap_err(), Ignored::IncarnationStep);
+    assert_eq!(bench.dead("x", RUN, far, "a").unwrap_err(), Ignored::IncarnationStep);
+    assert_eq!(bench.alive(alive("x", RUN, far, 2)).unwrap_err(), Ignored::IncarnationStep);
+    assert_eq!(bench.suspect("self", SELF_RUN, 100_002, "a").unwrap_err(), Ignored::IncarnationStep);
+    assert!(bench.suspect("self", SELF_RUN, 100_001, "a").is_ok());
+    assert_eq!(bench.table.local().incarnation, 100_002);
+    assert!(bench.alive(alive("x", RUN, far - 1, 2)).is_ok());
+}
+
+#[test]
 fn evidence_of_a_higher_incarnation_closes_the_gap_for_older_news() {
     // Dead at 5; the cluster has seen it alive, and accused, up to 8. News of 7 must not revive it.
     let mut bench = Bench::with_x();
