@@ -110,6 +110,10 @@ impl Members {
         };
         let to = self.roster.get(name)?.addr;
         let tell = Some((to, Message::Dead(word)));
-        Some(Decision { tell, doubt: Some((name.clone(), Doubt { told: true, ..doubt })), ..Decision::default() })
+        Some(Decision {
+            tell,
+            doubt: Some((name.clone(), Doubt { told: true, ..doubt })),
+            ..Decision::default()
+        })
     }
 }

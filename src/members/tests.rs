@@ -318,7 +318,10 @@ fn this_node_refutes_what_is_said_of_it() {
 fn an_accuser_that_has_missed_a_refutation_is_told_again_once_in_a_while() {
     let mut bench = Bench::with_x();
     let first = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
-    assert!(first.refuted && matches!(first.tell, Some((to, Message::Alive(m))) if to == addr(2) && m.incarnation == 2));
+    assert!(
+        first.refuted
+            && matches!(first.tell, Some((to, Message::Alive(m))) if to == addr(2) && m.incarnation == 2)
+    );
     assert_eq!(bench.suspect("self", SELF_RUN, 1, "x").unwrap_err(), Ignored::Stale);
     bench.now += Duration::from_secs(1);
     let told = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
@@ -442,7 +445,8 @@ fn a_full_state_of_another_node_is_read_with_doubt() {
     for (name, state) in [("s", S), ("d", D)] {
         assert!(bench.merge(alive(name, 1, 1, 9), state).unwrap().changes.is_empty(), "in doubt");
     }
-    let accused: Vec<_> = second(&mut bench).into_iter().chain(second(&mut bench)).flat_map(|e| e.changes).collect();
+    let accused: Vec<_> =
+        second(&mut bench).into_iter().chain(second(&mut bench)).flat_map(|e| e.changes).collect();
     let [(_, Change::Suspected { why, .. }), _] = &accused[..] else { panic!("{accused:?}") };
     assert_eq!((&*why.by, why.evidence), ("self", Evidence::PushPull));
     assert_eq!(names(&bench.merge(alive("l", 1, 1, 9), L).unwrap()), ["left"]);
@@ -483,7 +487,10 @@ fn a_doubt_ends_with_news_of_the_member_itself() {
     assert!(second(&mut bench).is_empty());
     assert_eq!(bench.state("x"), Some((A, 6)));
     // A far incarnation, another run and this node itself are judged as ever.
-    assert_eq!(bench.merge(alive("x", RUN, 7 + MAX_INCARNATION_STEP, 2), D).unwrap_err(), Ignored::IncarnationStep);
+    assert_eq!(
+        bench.merge(alive("x", RUN, 7 + MAX_INCARNATION_STEP, 2), D).unwrap_err(),
+        Ignored::IncarnationStep
+    );
     assert_eq!(bench.merge(alive("x", 99, 9, 2), D).unwrap_err(), Ignored::OtherRun);
     assert!(bench.merge(alive("self", SELF_RUN, 1, 1), D).unwrap().refuted);
 }
