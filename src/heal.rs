@@ -107,8 +107,6 @@ pub struct Attempt {
     pub way: Way,
     /// Before the exchange of states, if the one is still missing then.
     pub pause: Duration,
-    /// Time limit of the exchange, so that one black hole does not keep this node from the others.
-    pub limit: Duration,
 }
 
 impl Attempt {
@@ -126,7 +124,6 @@ impl Attempt {
 #[derive(Debug)]
 pub struct Heal {
     interval: Duration,
-    limit: Duration,
     next: Option<Instant>,
     attempts: u32,
     /// Who died last. It may hold some who are back, and so may the next one.
@@ -139,9 +136,8 @@ impl Heal {
     /// The first attempt comes after an interval, give or take a half.
     pub fn new(config: &Config, now: Instant, rng: &mut impl Rng) -> Self {
         let interval = config.heal_interval;
-        let limit = config.tcp_timeout.min(interval);
         let attempts = rng.random_range(0..EVERY);
-        let mut heal = Self { interval, limit, next: None, attempts, latest: Vec::new(), rest: Vec::new() };
+        let mut heal = Self { interval, next: None, attempts, latest: Vec::new(), rest: Vec::new() };
         heal.schedule(now, rng);
         heal
     }
@@ -190,14 +186,13 @@ impl Heal {
             .saturating_mul(u32::try_from(present).unwrap_or(u32::MAX))
             .min(self.interval)
             .mul_f64(rng.random::<f64>());
-        let limit = self.limit;
         if !seeds.is_empty() && (dead == 0 || other) {
             let addr = seeds[rng.random_range(0..seeds.len())];
-            return Some(Attempt { whom: Missing::Seed, addr, way: Way::Dial, pause, limit });
+            return Some(Attempt { whom: Missing::Seed, addr, way: Way::Dial, pause });
         }
         let (name, addr) = self.next_dead(view, rng)?;
         let way = if other { Way::Dial } else { Way::Ping };
-        Some(Attempt { whom: Missing::Member(name), addr, way, pause, limit })
+        Some(Attempt { whom: Missing::Member(name), addr, way, pause })
     }
 
     /// Every other time one of those who died last. Else each dead member in turn, in an order of chance: however

@@ -349,7 +349,13 @@ fn weak_point_35_a_stranger_has_nobody_pinged_and_is_told_so_at_once() {
         let sent =
             bench.detector.indirect_ping(&request(from), addr(at), &bench.view, bench.now, &mut bench.rng);
         let messages = smallvec![Message::Nack(Nack { seq: 9 })];
-        let nack = Action::Send { to: addr(at), run: request.from.run(), messages, piggyback: Piggyback::No, report: None };
+        let nack = Action::Send {
+            to: addr(at),
+            run: id(from).run(),
+            messages,
+            piggyback: Piggyback::No,
+            report: None,
+        };
         assert_eq!(sent, Ok(nack), "{from}");
     }
     assert!(bench.detector.relays.is_empty());

@@ -3,10 +3,7 @@
 use std::{rc::Rc, time::Instant};
 
 use memberlist_protocol::heal::{Attempt, Missing, Way};
-use tokio::{
-    sync::oneshot,
-    time::{sleep, timeout},
-};
+use tokio::{sync::oneshot, time::sleep};
 
 use super::NodeState;
 use crate::{
@@ -65,7 +62,8 @@ async fn find(ring: &Shared, attempt: Attempt) -> Option<()> {
     };
     let (reply, answer) = oneshot::channel();
     ring.command(&ring.transport, ToTransport::Join { addr, why, reply });
-    match timeout(attempt.limit, answer).await.ok()?.ok()? {
+    // It has the time limits of any exchange: a large state may be long on its way.
+    match answer.await.ok()? {
         Ok(id) => {
             let member = logs::node(&id);
             say!(ring, Line::Found, info, %member, %addr, "one who was missing answers");
