@@ -10,7 +10,7 @@ use std::{
 
 use memberlist_protocol::{
     config::ConfigError,
-    keyring::{Key, KeyError, Keys, Sealing},
+    keyring::{Key, KeyError, KeyId, Keys, Sealing},
     member::NodeId,
     wire::{
         guard::Labels,
@@ -44,13 +44,19 @@ pub struct Keyring(Arc<Ring>);
 #[derive(Debug)]
 struct Ring {
     keys: Mutex<Keys>,
+    /// Those of the keys that came here, or were given out from here, under another one.
+    travelled: Mutex<Vec<KeyId>>,
     changes: AtomicU64,
 }
 
 impl Keyring {
     /// A ring of one key, which is the primary one.
     pub fn new(primary: Key) -> Self {
-        Self(Arc::new(Ring { keys: Mutex::new(Keys::new(primary)), changes: AtomicU64::new(0) }))
+        Self(Arc::new(Ring {
+            keys: Mutex::new(Keys::new(primary)),
+            travelled: Mutex::default(),
+            changes: AtomicU64::new(0),
+        }))
     }
 
     fn keys(&self) -> MutexGuard<'_, Keys> {
@@ -61,6 +67,24 @@ impl Keyring {
         change(&mut self.keys())?;
         self.0.changes.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// Adds a key that came under another one.
+    fn learn(&self, k: &Key) -> Result<(), KeyError> {
+        let new = self.keys().find(k.id()).is_none();
+        self.install(k.clone())?;
+        if new {
+            self.travelled().push(k.id());
+        }
+        Ok(())
+    }
+
+    fn travelled(&self) -> MutexGuard<'_, Vec<KeyId>> {
+        let mut travelled = self.0.travelled.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys();
+        travelled.retain(|id| keys.find(*id).is_some());
+        drop(keys);
+        travelled
     }
 
     /// Adds a key to open with. To install one again changes nothing.
@@ -92,8 +116,12 @@ impl Keyring {
     /// each step all members are asked whether it holds. It stops at the first step that does not hold at all of
     /// them within that time, in all, and may be repeated then; nobody is cut off meanwhile.
     ///
-    /// The new key travels under the old one. If that is known to somebody else, give the new one to each node by
-    /// hand, with [`install`](Self::install), before.
+    /// The new key travels under the old one, to those who do not have it, and as long as both open also to
+    /// newcomers who come under the old one. If the old one is known to somebody else, give the new one to each
+    /// node by hand before, with [`install`](Self::install): a key that was installed by hand never travels.
+    ///
+    /// Let one change run at a time. Of two with different keys neither may end well, and what one takes away the
+    /// other may still need; the first is repeated then, with its key, on the node that it began on.
     ///
     /// # Errors
     /// The step that does not hold everywhere, where it does not, and why. A member that is dead counts too.
@@ -122,6 +150,8 @@ pub(crate) struct Admitted {
     pub(crate) labels: Labels,
     pub(crate) sealing: Sealing,
     pub(crate) keys: Vec<Key>,
+    /// Those of the keys that have travelled under another one.
+    pub(crate) travelled: Vec<KeyId>,
 }
 
 impl Admission {
@@ -137,12 +167,14 @@ impl Admission {
 
     pub(crate) fn read(&self) -> Admitted {
         let (labels, sealing) = self.now.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Admitted { labels, sealing, keys: self.keyring.as_ref().map(Keyring::list).unwrap_or_default() }
+        let keys = self.keyring.as_ref().map(Keyring::list).unwrap_or_default();
+        let travelled = self.keyring.as_ref().map(|ring| ring.travelled().clone()).unwrap_or_default();
+        Admitted { labels, sealing, keys, travelled }
     }
 
     /// How things stand.
     pub(crate) fn standing(&self, id: NodeId) -> Standing {
-        let Admitted { labels, sealing, keys } = self.read();
+        let Admitted { labels, sealing, keys, .. } = self.read();
         let keys = keys.iter().map(Key::id).collect();
         Standing { id, keys, sealing, label: labels.own, hears: labels.accepted, refused: None }
     }
@@ -155,7 +187,7 @@ impl Admission {
         let ring = self.keyring.as_ref().ok_or("this node has no key")?;
         match order {
             Order::Tell => return Ok(()),
-            Order::Install(key) => return ring.install(key.clone()).map_err(|error| error.to_string()),
+            Order::Install(key) => return ring.learn(key).map_err(|error| error.to_string()),
             Order::Use(id) => {
                 return ring.change(|keys| keys.use_key(*id)).map_err(|error| error.to_string());
             }

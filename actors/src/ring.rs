@@ -260,7 +260,7 @@ impl Ring {
         let mut guard = self.guard.borrow_mut();
         let changes = self.admission.changes();
         if guard.0 != changes {
-            let Admitted { labels, sealing, keys } = self.admission.read();
+            let Admitted { labels, sealing, keys, .. } = self.admission.read();
             // Labels were checked when they were set.
             let _ = guard.1.change(labels, &keys, sealing);
             guard.0 = changes;

@@ -133,7 +133,9 @@ async fn step(doors: &Arc<Doors>, order: &Order, deadline: Instant) -> Rollout {
         report.members = 1 + others(doors).len();
         return report;
     }
-    let (mut holds, mut verifying) = (BTreeSet::new(), false);
+    // A key travels to those alone who do not have it.
+    let mut first = matches!(order, Order::Install(_));
+    let (mut holds, mut verifying) = (BTreeSet::new(), first);
     loop {
         let asked = if verifying { &Order::Tell } else { order };
         let todo: Vec<_> = others(doors).into_iter().filter(|member| !holds.contains(&member.id)).collect();
@@ -167,6 +169,10 @@ async fn step(doors: &Arc<Doors>, order: &Order, deadline: Instant) -> Rollout {
             // Each is asked once more how things stand: somebody may have been started anew meanwhile.
             holds.clear();
             verifying = true;
+            continue;
+        }
+        if std::mem::take(&mut first) {
+            verifying = false;
             continue;
         }
         if Instant::now() + PAUSE >= deadline {
@@ -306,6 +312,12 @@ pub(crate) fn hand_over(ring: &Shared, open: &Rc<Open>, to: NodeId, addr: Socket
     let admitted = ring.admission.read();
     let mut orders = Vec::new();
     if let Some(primary) = admitted.keys.first().filter(|key| key.id() != way.key) {
+        // What was given to each node by hand does not travel under a key that others may know.
+        if !admitted.travelled.contains(&primary.id()) {
+            let to = logs::node(&to);
+            say!(ring, Kind::Order, warn, %to, "a newcomer under an older key is not told of the present one, which was installed by hand here: install it there");
+            return;
+        }
         orders.extend([Order::Install(primary.clone()), Order::Use(primary.id())]);
     }
     if way.label.as_ref().is_some_and(|label| label.label() != admitted.labels.own.as_bytes()) {

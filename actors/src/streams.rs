@@ -137,7 +137,7 @@ pub(crate) struct Line<'a> {
     heard: usize,
     /// The key that the stream is sealed with.
     key: Option<KeyId>,
-    /// The label that whoever dialled it says.
+    /// The label that whoever has dialled says; of one that is not sealed and was dialled here: none.
     label: SmallVec<[u8; 32]>,
     /// Room for the bytes of the last frame.
     held: Option<SemaphorePermit<'a>>,
@@ -201,6 +201,7 @@ impl<'a> Line<'a> {
         match opened {
             Opened::Plain(head) => self.first.extend_from_slice(&head),
             Opened::Sealed(head, opening) => {
+                self.label = SmallVec::from_slice(Head::of(&head)?.label);
                 let limit = self.limit;
                 let channel = &mut self.channel;
                 Self::within(limit, channel.write_all(&head)).await?;
@@ -215,7 +216,7 @@ impl<'a> Line<'a> {
     }
 
     fn seal(&mut self, opening: Opening, accepted: Half, end: End) -> Result<(), Failure> {
-        let seals = self.ring.guard().seals().stream(opening, accepted, end);
+        let seals = self.ring.guard().seals().stream(&self.label, opening, accepted, end);
         self.key = Some(opening.key);
         self.channel.seal(seals.ok_or(WireError::Sealed)?);
         Ok(())

@@ -10,7 +10,8 @@
 //! the body is authenticated with it, and so is the run that the packet is for: what one node was sent opens at
 //! no other, nor at the same one after a restart. For the rest of replays there is a [`Window`].
 //!
-//! A stream's key is derived from the runs and counters of both ends, so that no recorded stream opens again.
+//! A stream's key is derived from the label that it says and from the runs and counters of both ends, so that no
+//! recorded stream opens again, and none opens under another label.
 //! It is cut into records, numbered by their nonces, each direction by itself.
 
 use std::collections::BTreeMap;
@@ -342,11 +343,17 @@ impl Seals {
         self.senders.len()
     }
 
-    /// The seals of a stream that was begun with `opening`, and to which the other side has added `accepted`.
-    /// Nothing without that key.
-    pub fn stream(&self, opening: Opening, accepted: Half, end: End) -> Option<StreamSeals> {
+    /// The seals of a stream that was begun with `opening` under that label, and to which the other side has added
+    /// `accepted`. Nothing without that key.
+    pub fn stream(
+        &self,
+        label: &[u8],
+        opening: Opening,
+        accepted: Half,
+        end: End,
+    ) -> Option<StreamSeals> {
         let root = self.root(opening.key)?;
-        let derived = root.derive(&[b"stream", &opening.half.to_bytes(), &accepted.to_bytes()])?;
+        let derived = root.derive(&[b"stream", &opening.half.to_bytes(), &accepted.to_bytes(), label])?;
         let cipher = Cipher::new(&derived[..root.len])?;
         Some(StreamSeals { cipher, end, sealed: 0, opened: 0 })
     }

@@ -122,6 +122,10 @@ impl Channel {
         if let Some(seals) = &mut self.seals {
             seals.open(&mut self.record).map_err(invalid)?;
         }
+        if self.record.is_empty() {
+            // Nobody sends one, and one after the other would keep this thread.
+            return Poll::Ready(Err(invalid(WireError::Empty)));
+        }
         self.opened = (std::mem::take(&mut self.record), 0);
         Poll::Ready(Ok(true))
     }
@@ -159,7 +163,6 @@ impl AsyncRead for Channel {
                 *at += len;
                 return Poll::Ready(Ok(()));
             }
-            // An empty record is no end.
             if buf.remaining() == 0 || !ready!(self.poll_open(cx))? {
                 return Poll::Ready(Ok(()));
             }
@@ -210,7 +213,7 @@ mod tests {
         let mut seals = Seals::new(&[Key::from_bytes(&[1; 32]).unwrap()]);
         let opening = Opening { key: seals.primary().unwrap(), half: seals.half(1) };
         let accepted = seals.half(2);
-        let [a, b] = [End::Dialled, End::Accepted].map(|end| seals.stream(opening, accepted, end).unwrap());
+        let [a, b] = [End::Dialled, End::Accepted].map(|end| seals.stream(b"", opening, accepted, end).unwrap());
         let (x, y) = duplex(room);
         let (mut x, mut y) = (Channel::new(Box::new(x)), Channel::new(Box::new(y)));
         x.seal(a);
@@ -260,6 +263,14 @@ mod tests {
         raw.write_all(&[0xFF, 0x7F]).await.unwrap();
         let error = b.read_u8().await.unwrap_err();
         assert_eq!(error.get_ref().and_then(|e| e.downcast_ref()), Some(&WireError::TooLong));
+
+        let (mut raw, mut b) = ends(1000);
+        let mut empty = Vec::new();
+        raw.seals.as_mut().unwrap().seal(b"", &mut empty).unwrap();
+        raw.unseal();
+        raw.write_all(&empty).await.unwrap();
+        let error = b.read_u8().await.unwrap_err();
+        assert_eq!(error.get_ref().and_then(|e| e.downcast_ref()), Some(&WireError::Empty));
 
         let (mut raw, mut b) = ends(1000);
         raw.unseal();

@@ -160,7 +160,7 @@ fn opening(n: u8, dialled: [u64; 2]) -> Opening {
 
 fn ends() -> (StreamSeals, StreamSeals) {
     let seals = Seals::new(&keys(&[1]));
-    let end = |end| seals.stream(opening(1, [1, 10]), half([2, 20]), end).unwrap();
+    let end = |end| seals.stream(b"", opening(1, [1, 10]), half([2, 20]), end).unwrap();
     (end(End::Dialled), end(End::Accepted))
 }
 
@@ -195,10 +195,22 @@ fn weak_point_37_no_record_of_one_stream_opens_in_another() {
     for (dialled, accepted) in
         [([1, 10], [2, 21]), ([1, 11], [2, 20]), ([1, 10], [3, 20]), ([2, 20], [1, 10])]
     {
-        let mut other = seals.stream(opening(1, dialled), half(accepted), End::Accepted).unwrap();
+        let mut other = seals.stream(b"", opening(1, dialled), half(accepted), End::Accepted).unwrap();
         assert_eq!(other.open(&mut recorded.clone()), Err(WireError::Seal));
     }
-    assert!(seals.stream(opening(2, [1, 10]), half([2, 20]), End::Dialled).is_none());
+    assert!(seals.stream(b"", opening(2, [1, 10]), half([2, 20]), End::Dialled).is_none());
+}
+
+#[test]
+fn a_stream_whose_label_was_changed_on_its_way_does_not_open() {
+    let seals = Seals::new(&keys(&[1]));
+    let end = |label: &[u8], end| seals.stream(label, opening(1, [1, 10]), half([2, 20]), end).unwrap();
+    let mut there = end(b"ours", End::Dialled);
+    let recorded = record(&mut there, b"state");
+    for (label, opens) in [(&b"ours"[..], true), (b"", false), (b"other", false), (b"our", false)] {
+        let opened = end(label, End::Accepted).open(&mut recorded.clone());
+        assert_eq!(opened.is_ok(), opens, "{label:?}");
+    }
 }
 
 #[test]

@@ -24,11 +24,13 @@ use crate::trace::Trace;
 
 mod state;
 mod stream;
+mod tap;
 #[cfg(test)]
 mod tests;
 
 use state::State;
 use stream::MemoryStream;
+pub use tap::{Tap, TappedDatagram, TappedStream};
 
 /// What happens to traffic from one address to another. Streams feel the latency and the cut only: TCP hides
 /// the rest.
@@ -130,6 +132,11 @@ impl MemoryNetwork {
     pub fn with_trace(self, trace: Trace) -> Self {
         self.with(|state| state.trace = Some(trace));
         self
+    }
+
+    /// Keeps all that is said from now on in `tap`.
+    pub fn tap(&self, tap: Tap) {
+        self.with(|state| state.tap = Some(tap));
     }
 
     /// Sets the link of all pairs that have none of their own.

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::{
     Link, Stats,
     stream::{Answer, Dial, FIRST_EPHEMERAL_PORT, Side},
+    tap::Tap,
 };
 use crate::trace::Trace;
 
@@ -33,6 +34,7 @@ pub(super) type Pair = (SocketAddr, SocketAddr);
 pub(super) struct State {
     rng: Xoshiro256PlusPlus,
     pub(super) trace: Option<Trace>,
+    pub(super) tap: Option<Tap>,
     pub(super) stats: Stats,
     pub(super) default: Link,
     pub(super) links: BTreeMap<Pair, Link>,
@@ -91,6 +93,7 @@ impl State {
         Self {
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
             trace: None,
+            tap: None,
             stats: Stats::default(),
             default: Link::default(),
             links: BTreeMap::new(),
@@ -272,6 +275,9 @@ impl State {
         let pair = (from, to);
         self.stats.datagrams += 1;
         self.stats.bytes += datagram.len() as u64;
+        if let Some(tap) = &self.tap {
+            tap.datagram(from, to, datagram);
+        }
 
         if self.is_cut(pair) {
             self.stats.cut += 1;

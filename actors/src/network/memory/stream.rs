@@ -156,6 +156,9 @@ impl State {
             return;
         }
         let id = self.fresh_id();
+        if let Some(tap) = &self.tap {
+            tap.dialled(id, from, to);
+        }
         self.streams.insert(id, [Side::new(from, Some(owner)), Side::new(to, None)]);
         let seen = SocketAddr::new(from.ip(), self.next_ephemeral);
         self.next_ephemeral = self.next_ephemeral.checked_add(1).unwrap_or(FIRST_EPHEMERAL_PORT);
@@ -291,6 +294,9 @@ impl State {
             self.stats.chunks += 1;
             self.stats.bytes += length as u64;
             self.record("chunk", pair, &buf[..length]);
+            if let Some(tap) = &self.tap {
+                tap.said(stream, side, &buf[..length]);
+            }
             self.push(stream, 1 - side, Item::Data(Bytes::copy_from_slice(&buf[..length])));
         }
         Poll::Ready(Ok(length))
