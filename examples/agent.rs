@@ -149,7 +149,7 @@ async fn run(options: Options) -> Result<ExitCode, Error> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let out = Out { json: options.json };
     let mut builder = Cluster::builder(options.name).config(options.config).bind(options.bind);
-    builder = options.access.grant(builder);
+    builder = options.access.remember(options.access.grant(builder), "");
     if let Some(advertise) = options.advertise {
         builder = builder.advertise(advertise);
     }

@@ -249,7 +249,7 @@ impl Stage {
         for i in 0..n {
             let mut builder =
                 Cluster::builder(name(i)).config(options.config.clone()).bind(([127, 0, 0, 1], 0).into());
-            builder = options.access.grant(builder);
+            builder = options.access.remember(options.access.grant(builder), &format!(".{}", name(i)));
             if n > FEW {
                 builder = builder.arbiter(shared[i % cores].handle());
             }

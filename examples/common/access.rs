@@ -30,4 +30,13 @@ impl Access {
             None => builder,
         }
     }
+
+    /// Gives a node a place to keep what it is to know when it is started again. Nodes of one program have a file
+    /// each: `part` is added to the name.
+    pub(crate) fn remember(&self, builder: ClusterBuilder, part: &str) -> ClusterBuilder {
+        match &self.rejoin_file {
+            Some(path) => builder.rejoin_file(format!("{path}{part}")),
+            None => builder,
+        }
+    }
 }
