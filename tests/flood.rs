@@ -16,12 +16,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix_memberlist::{Cluster, ClusterBuilder, Config, Evidence, MemberState, NodeId, Until};
+use actix_memberlist::{Cluster, ClusterBuilder, Config, Evidence, Key, MemberState, NodeId, Sealing, Until};
 use bytes::Bytes;
 use memberlist_protocol::{
     member::{MAX_NAME, Member},
     wire::{
         frame::{Envelope, Packer},
+        guard::{Guard, Labels},
         message::{Ack, Dead, IndirectPing, Message, Nack, Ping, Suspect},
     },
 };
@@ -47,9 +48,47 @@ const MAX_LINES: usize = 100;
 const EACH: usize = 200;
 
 /// A node, with all that it has against strangers.
-fn node(name: &str) -> ClusterBuilder {
+fn node(name: &str, key: Option<&Key>) -> ClusterBuilder {
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    Cluster::builder(name).config(Config::lan()).label(LABEL).bind(loopback)
+    let builder = Cluster::builder(name).config(Config::lan()).label(LABEL).bind(loopback);
+    match key {
+        Some(key) => builder.key(key.clone()),
+        None => builder,
+    }
+}
+
+/// Packets of somebody who has recorded some, and knows what a seal looks like, but not the key.
+fn sealed(key: &Key, target: &Member) -> Vec<(&'static str, Vec<Vec<u8>>)> {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(21);
+    let config = Config::lan();
+    let mut guard =
+        Guard::new(&config, Labels::new(LABEL), Some(std::slice::from_ref(key)), Sealing::Required).unwrap();
+    let nack = packet(LABEL, &[Message::Nack(Nack { seq: 7 })]).split_off(LABEL.len() + 4);
+    let mut of = |kind: &'static str, make: &mut dyn FnMut(&mut Xoshiro256PlusPlus) -> Vec<u8>| {
+        (kind, (0..EACH).map(|_| make(&mut rng)).collect::<Vec<_>>())
+    };
+    let mut honest = |to: u64| {
+        let mut out = Vec::new();
+        guard.wrap(77, Some(to), &nack, &mut out).unwrap();
+        out
+    };
+    let (recorded, other) = (honest(target.id.run()), honest(5));
+    let head = LABEL.len() + 4;
+    vec![
+        of("recorded", &mut |_| recorded.clone()),
+        of("meant for another node", &mut |_| other.clone()),
+        of("of a run made up, under the right key's id", &mut |rng| {
+            let mut forged = recorded.clone();
+            rng.fill_bytes(&mut forged[head + 4..]);
+            forged
+        }),
+        of("damaged", &mut |rng| {
+            let (mut damaged, at) = (recorded.clone(), rng.random_range(head + 20..recorded.len()));
+            damaged[head + 12] ^= 0x80;
+            damaged[at] ^= 1;
+            damaged
+        }),
+    ]
 }
 
 /// Keeps all lines but those of `trace`, of all threads.
@@ -186,9 +225,15 @@ async fn pings(from: Cluster, to: Member, over: Arc<AtomicBool>) -> (usize, usiz
 async fn a_million_hostile_packets_cost_no_member_a_ping_and_the_node_next_to_no_memory() {
     let log = Log::default();
     tracing::subscriber::set_global_default(Loud(log.clone())).unwrap();
+    flood(None, &log).await;
+    flood(Some(Key::from_bytes(&[7; 32]).unwrap()), &log).await;
+}
+
+async fn flood(key: Option<Key>, log: &Log) {
+    println!("{}", if key.is_some() { "sealed" } else { "plain" });
     let mut nodes = Vec::new();
     for name in ["north-tower", "south-tower", "west-tower"] {
-        nodes.push(node(name).start().await.unwrap());
+        nodes.push(node(name, key.as_ref()).start().await.unwrap());
     }
     let at = nodes[0].view().local().addr;
     for node in &nodes[1..] {
@@ -200,7 +245,8 @@ async fn a_million_hostile_packets_cost_no_member_a_ping_and_the_node_next_to_no
     tokio::time::sleep(Duration::from_secs(2)).await;
 
     let members: Vec<Member> = nodes.iter().map(|node| Member::clone(node.view().local())).collect();
-    let kinds = hostile(&members[0], &members[1]);
+    let mut kinds = hostile(&members[0], &members[1]);
+    kinds.extend(key.iter().flat_map(|key| sealed(key, &members[0])));
     assert!(kinds.len() >= 10);
     let packets: Vec<Vec<u8>> =
         (0..EACH).flat_map(|i| kinds.iter().map(move |(_, packets)| packets[i].clone())).collect();
@@ -282,10 +328,13 @@ async fn a_million_hostile_packets_cost_no_member_a_ping_and_the_node_next_to_no
         let view = node.view();
         assert!(view.all().count() == 3 && view.all().all(|m| m.state == MemberState::Alive), "{view:?}");
     }
-    for reason in ["foreign", "label", "flags", "truncated", "name", "not_for_me", "unknown_sequence"] {
-        assert!(after[0].dropped[reason] > 0, "{reason}");
-    }
-    for reason in ["unknown_member", "stale", "unknown_asker", "kind", "too_many_strangers"] {
+    let plain =
+        ["name", "not_for_me", "unknown_sequence", "unknown_member", "stale", "unknown_asker", "kind"];
+    let reasons = match &key {
+        None => [&["foreign", "label", "flags", "truncated", "too_many_strangers"][..], &plain].concat(),
+        Some(_) => vec!["foreign", "label", "flags", "truncated", "unsealed", "sealed", "seal", "replayed"],
+    };
+    for reason in reasons {
         assert!(after[0].dropped[reason] > 0, "{reason}");
     }
     assert!(growth <= MAX_GROWTH, "{growth} bytes more");

@@ -345,13 +345,7 @@ impl Seals {
 
     /// The seals of a stream that was begun with `opening` under that label, and to which the other side has added
     /// `accepted`. Nothing without that key.
-    pub fn stream(
-        &self,
-        label: &[u8],
-        opening: Opening,
-        accepted: Half,
-        end: End,
-    ) -> Option<StreamSeals> {
+    pub fn stream(&self, label: &[u8], opening: Opening, accepted: Half, end: End) -> Option<StreamSeals> {
         let root = self.root(opening.key)?;
         let derived = root.derive(&[b"stream", &opening.half.to_bytes(), &accepted.to_bytes(), label])?;
         let cipher = Cipher::new(&derived[..root.len])?;

@@ -213,7 +213,8 @@ mod tests {
         let mut seals = Seals::new(&[Key::from_bytes(&[1; 32]).unwrap()]);
         let opening = Opening { key: seals.primary().unwrap(), half: seals.half(1) };
         let accepted = seals.half(2);
-        let [a, b] = [End::Dialled, End::Accepted].map(|end| seals.stream(b"", opening, accepted, end).unwrap());
+        let [a, b] =
+            [End::Dialled, End::Accepted].map(|end| seals.stream(b"", opening, accepted, end).unwrap());
         let (x, y) = duplex(room);
         let (mut x, mut y) = (Channel::new(Box::new(x)), Channel::new(Box::new(y)));
         x.seal(a);
