@@ -14,7 +14,16 @@ const SALT: &[u8] = b"actix-memberlist wire 1";
 
 /// A cluster's key, of 16, 24 or 32 bytes: AES-128, AES-192 or AES-256.
 ///
-/// It is wiped from memory when dropped. `Debug` and logs show its [`KeyId`] alone.
+/// It is wiped from memory when dropped. `Debug` and logs show its [`KeyId`] alone. Draw it, as with
+/// `openssl rand -hex 32`: whoever listens can try out passwords against what it has recorded.
+///
+/// Whoever has the key is a member of the cluster, and is believed under any name: what is sealed cannot be read,
+/// changed or said again by others, but it does not tell one member from another. Whoever gets hold of the key can
+/// also read what was recorded before; change it now and then, so that this is not much.
+///
+/// No two packets or streams are sealed alike, because each start of a node draws a number of 64 bits, its run,
+/// and counts from there: 2^32 starts under one key share one with a probability of a half. A program that is
+/// stopped and goes on twice from one copy of its memory, as a virtual machine from a snapshot, breaks that.
 ///
 /// ```
 /// # use memberlist_protocol::keyring::{Key, KeyError};

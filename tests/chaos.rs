@@ -14,14 +14,15 @@ use std::{
 
 use actix::{Actor, Context, Handler, MessageResult};
 use actix_memberlist::{
-    Admit, Broadcast, Cluster, Config, Evidence, Export, MemberEvent, Merge, NodeEvent, Pinged, Replay,
-    RestartPolicy, SharedState, Until, UserBytes,
+    Admit, Broadcast, Cluster, ClusterBuilder, Config, Evidence, Export, Key, MemberEvent, Merge, NodeEvent,
+    Pinged, Replay, RestartPolicy, Sealing, SharedState, Until, UserBytes,
     network::{Endpoint, Network},
     testing::{Pair, Strikes},
 };
 use bytes::Bytes;
 use memberlist_protocol::wire::{
-    frame::{Envelope, Packer},
+    frame::Packer,
+    guard::{Guard, Labels},
     message::{Message, Suspect},
 };
 use memberlist_tests::{World, addr, paused};
@@ -137,6 +138,15 @@ fn config(restarts: RestartPolicy) -> Config {
     Config { push_pull_interval: Duration::from_secs(4), restarts, ..Config::lan() }
 }
 
+fn key() -> Key {
+    Key::from_bytes(&[1; 32]).expect("long enough")
+}
+
+/// All that is said is sealed. Whoever is started anew is another run, as in life.
+fn sealed(builder: ClusterBuilder, seed: u64) -> ClusterBuilder {
+    builder.key(key()).seed(seed)
+}
+
 /// Answers in time, whatever the answer is.
 async fn answered<T>(what: &str, answer: impl Future<Output = T>) -> Result<T, String> {
     timeout(PATIENCE, answer).await.map_err(|_| format!("{what}: nobody answers"))
@@ -147,6 +157,8 @@ struct Stage {
     world: World,
     strikes: Strikes,
     outsider: Arc<dyn Endpoint>,
+    /// The outsider has the key, and is no member.
+    seal: RefCell<Guard>,
     verdicts: Rc<RefCell<Vec<String>>>,
 }
 
@@ -155,7 +167,7 @@ impl Stage {
         let strikes = Strikes::default();
         let mut world = World::new(seed, config(restarts));
         for i in 0..NODES {
-            let builder = world.builder(i);
+            let builder = sealed(world.builder(i), i as u64 + 1000 * seed);
             let builder = if i == STRUCK {
                 let gate = Listener { events: Rc::default() }.start();
                 builder.strikes(strikes.clone()).admit(gate.recipient())
@@ -179,7 +191,10 @@ impl Stage {
         world.nodes[STRUCK].subscribe_pings(listener.recipient()).expect("it runs").detach();
         let outsider =
             world.network.bind(SocketAddr::from(([10, 9, 9, 9], 1))).await.expect("a free address");
-        Self { world, strikes, outsider, verdicts }
+        let ring = [key()];
+        let guard = Guard::new(&Config::lan(), Labels::new(""), Some(&ring), Sealing::Required);
+        let seal = RefCell::new(guard.expect("no label"));
+        Self { world, strikes, outsider, seal, verdicts }
     }
 
     fn struck(&self) -> &Cluster {
@@ -196,11 +211,13 @@ impl Stage {
             from: "nobody".into(),
             evidence: Evidence::Hearsay,
         };
-        let mut buf = [0; 1400];
-        let mut packer = Packer::new(&Envelope::new("").expect("no label"), &mut buf);
+        let (mut buf, mut out) = ([0; 1400], Vec::new());
+        let mut packer = Packer::body(&mut buf);
         assert!(packer.push(&Message::Suspect(suspect)));
-        let packet = packer.finish().expect("a message");
-        self.outsider.try_send(&packet, local.addr).expect("there is room");
+        let body = packer.finish().expect("a message");
+        let wrapped = self.seal.borrow_mut().wrap(77, Some(local.id.run()), &body, &mut out);
+        wrapped.expect("there is a key");
+        self.outsider.try_send(&out, local.addr).expect("there is room");
     }
 
     /// One round of everything that users do at the struck node.
@@ -245,15 +262,18 @@ impl Stage {
 
     /// Lets the victim come and crash, and the guest come and leave.
     async fn churn(&self) {
-        loop {
+        for round in 1.. {
             // Its joins end with a word of its own.
             let gate = Listener { events: Rc::default() }.start();
-            let victim = self.world.builder(VICTIM).admit(gate.recipient());
+            let victim = sealed(self.world.builder(VICTIM), 1_000_000 + round).admit(gate.recipient());
             let victim = victim.start().await.expect("the victim starts");
-            let guest = self.world.builder(GUEST).start().await.expect("the guest starts");
+            let guest = sealed(self.world.builder(GUEST), 2_000_000 + round);
+            let guest = guest.start().await.expect("the guest starts");
             // A join may fail when it is the struck node that fails it.
             let _ = victim.join(&["10.0.0.1:7946", "10.0.0.4:7946"]).await;
-            let _ = guest.join(&["10.0.0.5:7946", "10.0.0.4:7946"]).await;
+            // The struck node hears of it from itself, or from others.
+            let seeds = ["10.0.0.5:7946", "10.0.0.4:7946"];
+            let _ = guest.join(&seeds[..1 + round as usize % 2]).await;
             sleep(Duration::from_secs(3)).await;
             victim.shutdown().await;
             let _ = guest.leave(Duration::from_secs(1)).await;
@@ -277,7 +297,7 @@ impl Stage {
         // Some are heard only when something is done about it.
         while self.hits(pair) == before {
             if start.elapsed() > Duration::from_secs(120) {
-                return Err(format!("{pair:?} is never heard"));
+                return Err(format!("{pair:?} is never heard, in round {round}"));
             }
             match pair {
                 ("FailureDetector", "doubt") | ("NodeState", "suspect") => self.accuse(),
@@ -286,6 +306,17 @@ impl Stage {
                     self.world.network.pause(addr(STRUCK));
                     let _ = answered("ping", self.struck().ping("n000", addr(0))).await?;
                     self.world.network.resume(addr(STRUCK));
+                }
+                ("Transport", "order") => {
+                    // Whoever waits for it is told, and asks again.
+                    let within = Duration::from_secs(3);
+                    let report = answered("orders", self.struck().seal_cluster(within)).await?;
+                    let report = report.unwrap_or_else(|report| report);
+                    // Only those may be missing who have died or are not there yet.
+                    let stay = report.failed.keys().filter(|id| id.name() < "n007");
+                    if let Some(missing) = stay.into_iter().next() {
+                        return Err(format!("{missing} was not given an order: {report}"));
+                    }
                 }
                 ("NodeState", "leave") => {
                     let report = answered("leave", self.struck().leave(Duration::from_secs(5))).await?;

@@ -28,7 +28,7 @@ use memberlist_protocol::{
     probe::Detector,
     wire::{
         WireError, codec,
-        frame::{Envelope, MAX_PARTS, StreamKind},
+        frame::{Barrier, Envelope, MAX_PARTS, StreamKind},
         message::{
             Ack, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect, UserBroadcast,
         },
@@ -961,7 +961,10 @@ fn hostile_streams(dice: &mut Dice, stranger: &Stranger, north: &Cluster, south:
     }
     for bytes in &silent {
         dice.note(bytes);
-        assert_eq!(stranger.stream(bytes), [], "{bytes:02x?}");
+        let answer = stranger.stream(bytes);
+        // Nothing, or that the label or the key is another one.
+        let barrier = [Barrier::Label, Barrier::Key].iter().any(|barrier| answer == barrier.answer());
+        assert!(answer.is_empty() || barrier && answer.len() <= bytes.len(), "{bytes:02x?}: {answer:02x?}");
     }
 
     // Answered, or not, and without effect in any case.
@@ -1166,7 +1169,8 @@ async fn no_answer_to_a_strangers_datagram_is_larger_than_the_question() {
     let cast = Cast { about: peer.id.clone(), from: name("x", 1), addr: peer.addr };
     stranger.socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let nack = ask(&packet(LABEL, &[cast.indirect_ping(1)]));
-    assert_eq!(nack, [packet(LABEL, &[Message::Nack(Nack { seq: 1 })])]);
+    let told: Vec<_> = nack.iter().map(|nack| read(&Envelope::new(LABEL).unwrap(), nack).0).collect();
+    assert_eq!(told, [[Message::Nack(Nack { seq: 1 })]]);
     assert_eq!(answered, BTreeSet::from([0, 1]), "pings and indirect pings are answered, nothing else is");
     assert_unharmed(&north);
     north.shutdown().await;

@@ -177,18 +177,130 @@ fn a_running_cluster_is_taken_from_plain_to_sealed() {
 fn a_newcomer_with_the_old_key_is_told_of_the_new_one_while_both_open() {
     paused(async {
         let mut world = sealed(7, 3).await;
+        let ring = world.nodes[0].keyring().expect("it has one");
+        ring.rotate_cluster(&world.nodes[0], key(2), Duration::from_secs(20)).await.expect("all follow");
         for node in &world.nodes {
-            let ring = node.keyring().expect("it has one");
-            ring.install(key(2)).expect("there is room");
-            ring.use_key(&key(2)).expect("it is there");
+            // As if not all had forgotten it so far.
+            node.keyring().expect("it has one").install(key(1)).expect("there is room");
         }
         let newcomer = with_key(&world, 3, 1).start().await.expect("it starts");
         newcomer.join(&[&addr(1).to_string()]).await.expect("it joins");
         world.nodes.push(newcomer);
         assert!(agree(&world, 4).await, "{}", world.disagreements(4));
         let primary = |node: &Cluster| node.keyring().expect("it has one").list()[0].clone();
-        assert_eq!(primary(&world.nodes[3]), key(2));
-        assert_eq!(world.nodes[1].metrics().handed_over, 1);
+        let told = |w: &World| primary(&w.nodes[3]) == key(2) && w.nodes[1].metrics().handed_over == 1;
+        assert!(world.wait_until(Duration::from_secs(10), told).await.is_some());
+    });
+}
+
+#[test]
+fn a_key_that_was_installed_by_hand_never_travels_under_another_one() {
+    paused(async {
+        let world = sealed(10, 3).await;
+        for node in &world.nodes {
+            node.keyring().expect("it has one").install(key(2)).expect("there is room");
+        }
+        let ring = world.nodes[0].keyring().expect("it has one");
+        // Whoever has the old key joins while both open.
+        for used in [false, true] {
+            if used {
+                for node in &world.nodes[..3] {
+                    node.keyring().expect("it has one").use_key(&key(2)).expect("it is there");
+                }
+            }
+            let i = 3 + usize::from(used);
+            let newcomer = with_key(&world, i, 1).start().await.expect("it starts");
+            newcomer.join(&[&addr(1).to_string()]).await.expect("it joins");
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(newcomer.keyring().expect("it has one").list(), [key(1)]);
+            newcomer.leave(Duration::from_secs(5)).await.expect("it runs");
+            newcomer.shutdown().await;
+        }
+        assert!(world.nodes.iter().all(|node| node.metrics().handed_over == 0));
+        let report = ring.rotate_cluster(&world.nodes[0], key(2), Duration::from_secs(20)).await;
+        assert_eq!(report.expect("all follow").acknowledged, 3);
+        assert!(world.nodes.iter().all(|node| node.keyring().expect("it has one").list() == [key(2)]));
+        // To use it and to forget the other, but not to install it.
+        assert!(world.nodes[1..].iter().all(|node| node.metrics().orders == 2));
+    });
+}
+
+#[test]
+fn keys_are_added_from_many_threads_at_once_and_none_is_lost() {
+    let ring = Keyring::new(key(1));
+    std::thread::scope(|scope| {
+        for n in 2..=15 {
+            let ring = &ring;
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    ring.install(key(n)).expect("there is room");
+                    ring.use_key(&key(n)).expect("it is there");
+                    assert!(ring.list().contains(&key(n)));
+                    ring.install(key(1)).expect("it is there already");
+                }
+            });
+        }
+    });
+    let mut ids: Vec<_> = ring.list().iter().map(Key::id).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 15);
+}
+
+#[test]
+fn weak_point_40_what_is_not_sealed_is_counted_until_nothing_of_it_comes_and_then_refused() {
+    paused(async {
+        let config = Config { gossip_verify_incoming: false, gossip_verify_outgoing: false, ..Config::lan() };
+        let mut world = World::new(12, config);
+        for i in 0..3 {
+            let node = with_key(&world, i, 1).start().await.expect("it starts");
+            world.nodes.push(node);
+        }
+        for i in 1..3 {
+            world.nodes[i].join(&[&addr(0).to_string()]).await.expect("it joins");
+        }
+        assert!(agree(&world, 3).await);
+        let unsealed = |world: &World, i: usize| {
+            let metrics = world.nodes[i].metrics();
+            metrics.packets_unsealed + metrics.streams_unsealed
+        };
+        // One goes ahead, and sees who has not.
+        for node in &world.nodes[..2] {
+            node.set_sealing(Sealing::Outgoing);
+        }
+        let minute = Duration::from_secs(60);
+        let before = unsealed(&world, 0);
+        tokio::time::sleep(minute).await;
+        assert!(unsealed(&world, 0) > before, "the third is still to follow");
+        world.nodes[2].set_sealing(Sealing::Outgoing);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = [0, 1, 2].map(|i| unsealed(&world, i));
+        tokio::time::sleep(minute).await;
+        assert_eq!([0, 1, 2].map(|i| unsealed(&world, i)), before, "now it can be seen that all have");
+        for node in &world.nodes {
+            node.set_sealing(Sealing::Required);
+        }
+        let plain = world.builder(3).start().await.expect("it starts");
+        assert_eq!(refused(plain.join(&[&addr(0).to_string()]).await), Some(Refusal::Key));
+        assert!(plain.ping("n000", addr(0)).await.is_err());
+        let metrics = world.nodes[0].metrics();
+        assert_eq!((unsealed(&world, 0), metrics.dropped["unsealed"]), (before[0], 2));
+        assert!(agree(&world, 3).await);
+    });
+}
+
+#[test]
+fn a_change_that_is_repeated_finds_that_it_has_been_made() {
+    paused(async {
+        let world = sealed(11, 3).await;
+        let (node, within) = (&world.nodes[1], Duration::from_secs(20));
+        let ring = node.keyring().expect("it has one");
+        for _ in 0..2 {
+            ring.rotate_cluster(node, key(2), within).await.expect("all follow");
+            node.relabel_cluster("new", within).await.expect("all follow");
+            node.seal_cluster(within).await.expect("all follow");
+        }
+        assert!(agree(&world, 3).await);
     });
 }
 

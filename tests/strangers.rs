@@ -425,7 +425,7 @@ async fn whoever_listens_off_loopback_is_open_even_if_it_is_known_by_loopback() 
             .advertise("127.0.0.1:0".parse().expect("an address"))
     };
     let Err(StartError::Config(error)) = builder().start().await else { panic!("it starts") };
-    assert_eq!(error.field, "plaintext");
+    assert_eq!(error.field, "key");
     let node = builder().plaintext().start().await.expect("it starts");
     assert!(node.view().local().addr.ip().is_loopback());
     node.shutdown().await;

@@ -200,7 +200,9 @@ impl ClusterBuilder {
         self
     }
 
-    /// Where chance begins. Without it the system gives a start that nobody can guess: use this for tests.
+    /// Where chance begins. Without it the system gives a start that nobody can guess: use this for tests. With
+    /// a key never use it elsewhere: two starts from one number seal different things alike, and whoever
+    /// listens can then read and forge.
     pub fn seed(mut self, s: u64) -> Self {
         self.plan.seed = Some(s);
         self

@@ -277,7 +277,9 @@ impl Cluster {
 
     /// Seals more or less than before, on this node alone; without keys that changes nothing. It begins with what
     /// [`Config::gossip_verify_outgoing`](crate::Config::gossip_verify_outgoing) and
-    /// [`gossip_verify_incoming`](crate::Config::gossip_verify_incoming) say.
+    /// [`gossip_verify_incoming`](crate::Config::gossip_verify_incoming) say. Nothing checks here, as the start does,
+    /// whether the node can be reached from outside its host: below [`Sealing::Required`] whoever reaches it can
+    /// join and forge.
     pub fn set_sealing(&self, sealing: Sealing) {
         self.doors().admission.set_sealing(sealing);
     }
@@ -299,8 +301,10 @@ impl Cluster {
     }
 
     /// Takes a running cluster from plain to sealed: all nodes have the key that this one has in use, and are
-    /// [`Sealing::Off`] so far; all seal; then all require seals. It works as
-    /// [`Keyring::rotate_cluster`] does.
+    /// [`Sealing::Off`] so far; all seal; then all require seals. Those who do more already are left as they are. It
+    /// works as [`Keyring::rotate_cluster`] does, but for newcomers: nobody tells them. So start those that come
+    /// later, or come back, with [`Config::gossip_verify_outgoing`](crate::Config::gossip_verify_outgoing) and
+    /// [`gossip_verify_incoming`](crate::Config::gossip_verify_incoming) as all have them at the end.
     ///
     /// # Errors
     /// The step that does not hold everywhere, where it does not, and why.
@@ -476,6 +480,10 @@ impl Cluster {
 
     /// Sends bytes in one datagram to whoever is at `addr`, member or not; that node's handlers of users'
     /// bytes get them. At most once, in no order, perhaps never. memberlist's `SendToAddress`.
+    ///
+    /// With keys they are sealed for every node that has the key, because nobody knows who is there: somebody who
+    /// has recorded the datagram may bring it to other nodes too, once to each, and again after a restart. What
+    /// is sent to a [`Peer`] opens there alone, and once.
     ///
     /// # Errors
     /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Full`], [`SendError::Stopped`].

@@ -27,7 +27,7 @@ use memberlist_protocol::{
 };
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use crate::{
@@ -122,7 +122,8 @@ pub(crate) async fn roll(doors: Arc<Doors>, steps: Vec<Order>, within: Duration)
     Ok(report)
 }
 
-/// Gives an order to all members until it holds at each of them, or time is up.
+/// Gives an order to all members until it holds at each of them, or time is up. Nobody waits for one that does not
+/// answer but that one itself.
 async fn step(doors: &Arc<Doors>, order: &Order, deadline: Instant) -> Rollout {
     let mut report = Rollout { step: name(order), ..Rollout::default() };
     // What takes something away is done here when it is done everywhere else.
@@ -133,51 +134,45 @@ async fn step(doors: &Arc<Doors>, order: &Order, deadline: Instant) -> Rollout {
         report.members = 1 + others(doors).len();
         return report;
     }
-    // A key travels to those alone who do not have it.
-    let mut first = matches!(order, Order::Install(_));
-    let (mut holds, mut verifying) = (BTreeSet::new(), first);
+    let (mut holds, mut verifying, mut settled) = (BTreeSet::new(), false, false);
+    let (mut running, mut not_before) = (Vec::<Asking<'_>>::new(), BTreeMap::new());
+    let mut changes = doors.view.subscribe();
     loop {
-        let asked = if verifying { &Order::Tell } else { order };
-        let todo: Vec<_> = others(doors).into_iter().filter(|member| !holds.contains(&member.id)).collect();
-        report.failed.clear();
-        for (member, answer) in ask_all(doors, todo, asked, deadline).await {
-            match answer {
-                Ok(standing) if standing.follows(order) => drop(holds.insert(member.id.clone())),
-                Ok(standing) => {
-                    let why = standing.refused.unwrap_or_else(|| "it has not followed".into());
-                    report.failed.insert(member.id.clone(), why);
-                }
-                Err(why) => {
-                    let dead = member.state == MemberState::Dead;
-                    let why = if dead { format!("dead, and {why}") } else { why };
-                    report.failed.insert(member.id.clone(), why);
-                }
-            }
-        }
+        changes.mark_unchanged();
         let members = others(doors);
-        let missing: Vec<_> = members.iter().filter(|member| !holds.contains(&member.id)).collect();
-        (report.members, report.acknowledged) = (members.len() + 1, members.len() - missing.len());
-        report.failed.retain(|id, _| missing.iter().any(|member| member.id == *id));
-        if missing.is_empty() && verifying {
+        let missing = || members.iter().filter(|member| !holds.contains(&member.id));
+        let missed = missing().count();
+        (report.members, report.acknowledged) = (members.len() + 1, members.len() - missed);
+        if missed == 0 && verifying && last && !std::mem::replace(&mut settled, true) {
+            // Somebody may have come in elsewhere by what was just taken away, and be known here in a moment.
+            sleep_until(deadline.min(Instant::now() + PAUSE)).await;
+            continue;
+        }
+        if missed == 0 && verifying {
+            report.failed.clear();
             match if last { doors.admission.follow(order) } else { Ok(()) } {
                 Ok(()) => report.acknowledged += 1,
                 Err(why) => drop(report.failed.insert(local, why)),
             }
             return report;
         }
-        if missing.is_empty() {
+        if missed == 0 {
             // Each is asked once more how things stand: somebody may have been started anew meanwhile.
-            holds.clear();
             verifying = true;
+            holds.clear();
+            not_before.clear();
+            running.clear();
             continue;
         }
-        if std::mem::take(&mut first) {
-            verifying = false;
-            continue;
-        }
-        if Instant::now() + PAUSE >= deadline {
-            for member in missing {
-                report.failed.entry(member.id.clone()).or_insert_with(|| "it was not asked in time".into());
+        let now = Instant::now();
+        if now >= deadline {
+            report.failed.retain(|id, _| missing().any(|member| member.id == *id));
+            for member in missing() {
+                let asked = running.iter().any(|(id, _)| *id == member.id);
+                let why = if asked { "no answer in time" } else { "it was not asked in time" };
+                let why =
+                    if member.state == MemberState::Dead { format!("dead, and {why}") } else { why.into() };
+                report.failed.entry(member.id.clone()).or_insert(why);
             }
             if last {
                 report.failed.insert(local, "it waits for the others".into());
@@ -186,8 +181,38 @@ async fn step(doors: &Arc<Doors>, order: &Order, deadline: Instant) -> Rollout {
             }
             return report;
         }
-        verifying = false;
-        sleep(PAUSE).await;
+        for member in missing() {
+            let waits = not_before.get(&member.id).is_some_and(|then| *then > now);
+            if running.len() < AT_ONCE && !waits && running.iter().all(|(id, _)| *id != member.id) {
+                let asked = if verifying { Order::Tell } else { order.clone() };
+                let asking = Box::pin(ask(doors.clone(), member.clone(), asked, deadline));
+                running.push((member.id.clone(), asking));
+            }
+        }
+        let (id, answer) = tokio::select! {
+            biased;
+            answered = first_of(&mut running) => answered,
+            // Somebody has come or gone.
+            _ = changes.changed() => continue,
+            () = sleep_until(deadline.min(now + PAUSE)) => continue,
+        };
+        let why = match answer {
+            Ok(standing) if standing.follows(order) => {
+                report.failed.remove(&id);
+                holds.insert(id);
+                continue;
+            }
+            Ok(standing) => standing.refused.unwrap_or_else(|| "it has not followed".into()),
+            Err(why) => {
+                let dead = members.iter().any(|m| m.id == id && m.state == MemberState::Dead);
+                if dead { format!("dead, and {why}") } else { why }
+            }
+        };
+        // Whoever only was to say how things stand is given the order again at once.
+        if !std::mem::take(&mut verifying) {
+            not_before.insert(id.clone(), Instant::now() + PAUSE);
+        }
+        report.failed.insert(id, why);
     }
 }
 
@@ -200,41 +225,33 @@ fn others(doors: &Doors) -> Vec<Arc<Member>> {
 
 type Answer = Result<Standing, String>;
 
-type Asking<'a> = Pin<Box<dyn Future<Output = (Arc<Member>, Answer)> + Send + 'a>>;
+type Asking<'a> = (NodeId, Pin<Box<dyn Future<Output = Answer> + Send + 'a>>);
 
-/// Gives an order to some members, so many at once.
-async fn ask_all(
-    doors: &Doors,
-    members: Vec<Arc<Member>>,
-    order: &Order,
-    deadline: Instant,
-) -> Vec<(Arc<Member>, Answer)> {
-    let mut waiting = members.into_iter().map(|member| -> Asking<'_> {
-        Box::pin(async move { (member.clone(), ask(doors, member, order.clone(), deadline).await) })
-    });
-    let mut running: Vec<_> = waiting.by_ref().take(AT_ONCE).collect();
-    let mut answers = Vec::new();
+/// The first answer to come.
+async fn first_of(running: &mut Vec<Asking<'_>>) -> (NodeId, Answer) {
     poll_fn(|cx| {
-        let mut i = 0;
-        while i < running.len() {
-            match running[i].as_mut().poll(cx) {
-                Poll::Ready(answer) => {
-                    answers.push(answer);
-                    match waiting.next() {
-                        Some(next) => running[i] = next,
-                        None => drop(running.swap_remove(i)),
-                    }
-                }
-                Poll::Pending => i += 1,
+        for i in 0..running.len() {
+            if let Poll::Ready(answer) = running[i].1.as_mut().poll(cx) {
+                return Poll::Ready((running.swap_remove(i).0, answer));
             }
         }
-        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        Poll::Pending
     })
-    .await;
-    answers
+    .await
 }
 
-async fn ask(doors: &Doors, member: Arc<Member>, order: Order, deadline: Instant) -> Answer {
+/// Asks a member to follow an order. A key travels only to those who do not have it.
+async fn ask(doors: Arc<Doors>, member: Arc<Member>, order: Order, deadline: Instant) -> Answer {
+    if matches!(order, Order::Install(_)) {
+        let standing = give_through(&doors, member.clone(), Order::Tell, deadline).await?;
+        if standing.follows(&order) {
+            return Ok(standing);
+        }
+    }
+    give_through(&doors, member, order, deadline).await
+}
+
+async fn give_through(doors: &Doors, member: Arc<Member>, order: Order, deadline: Instant) -> Answer {
     let (reply, answer) = oneshot::channel();
     if doors.transport.command(ToTransport::Order { member, order, reply }).is_err() {
         doors.counters.drop(Lost::InboxControl);

@@ -65,7 +65,12 @@ impl World {
 
     /// A builder of the next node, to be changed before it is started.
     pub fn builder(&self, i: usize) -> ClusterBuilder {
-        Cluster::builder(format!("n{i:03}"))
+        self.renamed(i, &format!("n{i:03}"))
+    }
+
+    /// The same under another name.
+    pub fn renamed(&self, i: usize, name: &str) -> ClusterBuilder {
+        Cluster::builder(name)
             .config(self.config.clone())
             .bind(addr(i))
             .plaintext()

@@ -87,7 +87,7 @@ fn keys_change_one_after_the_other_and_nothing_is_lost() {
 }
 
 #[test]
-fn no_two_packets_share_a_nonce_also_after_the_keys_have_changed_and_come_back() {
+fn weak_point_41_no_two_packets_share_a_nonce_also_after_the_keys_have_changed_and_come_back() {
     let mut a = Seals::new(&keys(&[1]));
     let mut seen = std::collections::BTreeSet::new();
     for round in 0..100_u8 {

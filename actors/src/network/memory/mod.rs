@@ -139,6 +139,14 @@ impl MemoryNetwork {
         self.with(|state| state.tap = Some(tap));
     }
 
+    /// Sends a datagram that seems to come from an address, whoever has bound that, or nobody.
+    ///
+    /// # Errors
+    /// As [`Endpoint::try_send`].
+    pub fn forge(&self, datagram: &[u8], from: SocketAddr, to: SocketAddr) -> io::Result<()> {
+        self.with(|state| state.send(datagram, from, to))
+    }
+
     /// Sets the link of all pairs that have none of their own.
     pub fn set_default(&self, link: Link) {
         self.with(|state| {
