@@ -52,6 +52,8 @@ use doubts::Doubts;
 struct Case {
     suspicion: Suspicion,
     accusation: Accusation,
+    /// Whether it began anew, because this node itself had been out of reach.
+    renewed: bool,
 }
 
 impl Case {
@@ -224,6 +226,18 @@ impl Members {
         }
     }
 
+    /// This node was held for dead, and is not: for a while it was out of reach. What it suspects others of in that
+    /// time may be its own fault, so each suspicion begins anew, once.
+    fn renew(&mut self, now: Instant) {
+        self.deadlines.clear();
+        for (name, case) in &mut self.cases {
+            if !std::mem::replace(&mut case.renewed, true) {
+                case.suspicion.renew(now);
+            }
+            self.deadlines.insert((case.suspicion.deadline(), name.clone()));
+        }
+    }
+
     /// When a member that is gone is forgotten.
     fn forget_at(&self, member: &Member) -> Option<(Instant, Arc<str>)> {
         let kept_for = match member.state {
@@ -242,6 +256,9 @@ impl Members {
             refuted: decision.refuted,
             ..Effects::default()
         };
+        if decision.returned {
+            self.renew(now);
+        }
         match decision.limited {
             Some(Limited::Conflict(name)) => self.conflicts.note(name, now),
             Some(Limited::Telling(name)) => self.tellings.note(name, now),

@@ -185,6 +185,8 @@ pub struct Decision {
     pub(super) broadcast: Option<(Arc<str>, Message)>,
     pub(super) tell: Option<(SocketAddr, u64, Message)>,
     pub(super) refuted: bool,
+    /// It was death that was refuted.
+    pub(super) returned: bool,
     /// Another node holds a member for dead that is alive here.
     pub(super) doubt: Option<(Arc<str>, Doubt)>,
 }

@@ -224,7 +224,7 @@ impl Members {
                 let change = Change::Suspected { member: member.clone(), why: accusation.clone() };
                 Ok(Decision {
                     put: Some(member),
-                    suspicion: Step::Start(Box::new(Case { suspicion, accusation })),
+                    suspicion: Step::Start(Box::new(Case { suspicion, accusation, renewed: false })),
                     changes: SmallVec::from_iter([change]),
                     broadcast: broadcast(),
                     ..Decision::default()
@@ -260,7 +260,8 @@ impl Members {
         }
         let record = self.accused(&m.id, m.incarnation)?;
         if record.id == self.local.id {
-            return self.answer(&m.from, m.incarnation, now, rng);
+            let answer = self.answer(&m.from, m.incarnation, now, rng)?;
+            return Ok(Decision { returned: true, ..answer });
         }
         let state = if m.is_left() { MemberState::Left } else { MemberState::Dead };
         if record.state == MemberState::Left || record.state == state {

@@ -460,6 +460,26 @@ fn weak_point_45_a_full_table_takes_nobody_in_but_for_the_longest_gone_and_never
 }
 
 #[test]
+fn who_was_held_for_dead_itself_gives_those_whom_it_suspects_their_time_again_once() {
+    let mut bench = Bench::with_x();
+    let time = Bounds::new(&Config::lan(), 6).max;
+    bench.suspect("x", RUN, 5, "self").unwrap();
+    let almost = time - Duration::from_secs(1);
+    assert!(bench.wait(almost).is_empty());
+    bench.dead("self", SELF_RUN, 1, "a").unwrap();
+    assert!(bench.wait(almost).is_empty(), "it has all the time again");
+    bench.dead("self", SELF_RUN, 2, "a").unwrap();
+    assert!(matches!(bench.wait(Duration::from_secs(2))[..], [Change::Dead { .. }]), "but only once");
+
+    let mut bench = Bench::with_x();
+    bench.suspect("x", RUN, 5, "self").unwrap();
+    assert!(bench.wait(almost).is_empty());
+    bench.suspect("self", SELF_RUN, 1, "a").unwrap();
+    let died = bench.wait(Duration::from_secs(2));
+    assert!(matches!(died[..], [Change::Dead { .. }]), "a mere suspicion is no such sign: {died:?}");
+}
+
+#[test]
 fn a_full_state_of_another_node_is_read_with_doubt() {
     let mut bench = Bench::with_x();
     for (name, run) in [("s", 1), ("d", 1), ("l", 1)] {
