@@ -84,6 +84,14 @@ fn body(messages: &[Message]) -> Vec<u8> {
     packer.finish().unwrap().to_vec()
 }
 
+/// Takes a datagram apart as a node does.
+fn take(guard: &mut Guard, datagram: &mut [u8]) -> Result<(), WireError> {
+    for part in Parts::of(guard.unwrap(READER, datagram, |_| {})?.body)? {
+        codec::decode(part?)?;
+    }
+    Ok(())
+}
+
 /// A node's reading of datagrams, measured.
 struct Reader {
     guard: Guard,
@@ -96,15 +104,7 @@ impl Reader {
     fn read(&mut self, datagram: &[u8]) -> bool {
         let mut datagram = datagram.to_vec();
         let mut outcome = Ok(());
-        let memory = measure(|| {
-            let mut take = || {
-                for part in Parts::of(self.guard.unwrap(READER, &mut datagram, |_| {})?.body)? {
-                    codec::decode(part?)?;
-                }
-                Ok(())
-            };
-            outcome = take();
-        });
+        let memory = measure(|| outcome = take(&mut self.guard, &mut datagram));
         assert!(memory.bytes_total <= DATAGRAM_BUDGET, "{memory:?} for {} bytes", datagram.len());
         self.read += 1;
         match outcome {

@@ -355,6 +355,19 @@ impl Stage {
             assert_eq!(self.steps_at(i), steps.len(), "n{i:03}");
         }
         self.open.set(false);
+        // Nor has anybody kept what was taken away who came in at the last moment.
+        let last = self.restarted.borrow().clone();
+        if let Some(last) =
+            last.filter(|last| self.world.nodes[LEADER].peer(&last.view().local().id).is_some())
+        {
+            let (own, hears) = last.labels();
+            let keys = last.keyring().expect("it has one").list();
+            match self.change {
+                Change::Key => assert_eq!(keys, [key(2)]),
+                Change::Label => assert_eq!((own.as_str(), hears.len()), ("new", 0)),
+                Change::Seals => assert_eq!(last.sealing(), Sealing::Required),
+            }
+        }
         // Long enough for suspicions to end, if there were any.
         sleep(Duration::from_secs(40)).await;
         assert!(self.whole(), "{}", self.world.disagreements(AWAY + 1));

@@ -120,6 +120,8 @@ impl Keyring {
     /// newcomers who come under the old one. If the old one is known to somebody else, give the new one to each
     /// node by hand before, with [`install`](Self::install): a key that was installed by hand never travels.
     ///
+    /// Until the last step is done, whoever has the old key is still heard.
+    ///
     /// Let one change run at a time. Of two with different keys neither may end well, and what one takes away the
     /// other may still need; the first is repeated then, with its key, on the node that it began on.
     ///

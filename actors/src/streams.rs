@@ -575,10 +575,11 @@ pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Conn
         count(&ring, &failure);
         match failure {
             Failure::Wire(WireError::WireVersion) => line.refuse(&OTHER_WIRE).await,
-            Failure::Wire(error) => match Barrier::of(error) {
-                Some(barrier) => line.refuse(&barrier.answer()).await,
-                None => {}
-            },
+            Failure::Wire(error) => {
+                if let Some(barrier) = Barrier::of(error) {
+                    line.refuse(&barrier.answer()).await;
+                }
+            }
             _ => {}
         }
         match failure {

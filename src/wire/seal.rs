@@ -9,6 +9,7 @@
 //! sender's counter: no two packets of a cluster share both, however many there are. All that is in front of
 //! the body is authenticated with it, and so is the run that the packet is for: what one node was sent opens at
 //! no other, nor at the same one after a restart. For the rest of replays there is a [`Window`].
+//! Whoever holds a packet back on its way can let it arrive late, until its sender has sealed [`WINDOW`] more.
 //!
 //! A stream's key is derived from the label that it says and from the runs and counters of both ends, so that no
 //! recorded stream opens again, and none opens under another label.
