@@ -5,6 +5,10 @@
 //! cargo run --example agent -- --name b --bind 127.0.0.1:0 --join localhost:7946
 //! ```
 //!
+//! With `--key` all is sealed: `openssl rand -hex 32` gives one, the same for all nodes. Off loopback a node starts
+//! only with a key, or with `--plaintext`. `--label` keeps clusters apart that might meet by accident. With
+//! `--rejoin-file` a node that is started again knows its last peers and what it was.
+//!
 //! `--join` takes what `Cluster::join` does, names among them, and is done once somebody was reached.
 //! `--seeds-file` and `--seeds-dns` are asked for as long as the node runs.
 //!
@@ -34,6 +38,8 @@ use tokio::{
 
 mod common;
 
+use common::access::Access;
+
 type Error = Box<dyn std::error::Error>;
 
 /// Time from one list of members to the next.
@@ -54,7 +60,7 @@ const INTERRUPTED: u8 = 130;
 const USAGE: &str = "agent --name NAME [--bind ADDR (default 127.0.0.1:7946)] [--join SEED[,SEED..]].. \
                      [--seeds-file PATH].. [--seeds-dns NAME].. \
                      [--advertise ADDR] [--profile lan|wan|local (default lan) | --config FILE.toml] \
-                     [--label LABEL] [--plaintext] [--json]";
+                     [--key HEX] [--label NAME] [--accept-label NAME].. [--rejoin-file PATH] [--plaintext] [--json]";
 
 struct Options {
     name: String,
@@ -64,7 +70,7 @@ struct Options {
     files: Vec<String>,
     names: Vec<String>,
     config: Config,
-    label: String,
+    access: Access,
     plaintext: bool,
     json: bool,
 }
@@ -78,7 +84,7 @@ fn options() -> Result<Options, lexopt::Error> {
         files: Vec::new(),
         names: Vec::new(),
         config: Config::lan(),
-        label: String::new(),
+        access: Access::default(),
         plaintext: false,
         json: false,
     };
@@ -100,7 +106,10 @@ fn options() -> Result<Options, lexopt::Error> {
             Long("seeds-file") => options.files.push(args.value()?.parse()?),
             Long("seeds-dns") => options.names.push(args.value()?.parse()?),
             Long("profile") => options.config = common::profile(&args.value()?.parse::<String>()?)?,
-            Long("label") => options.label = args.value()?.parse()?,
+            Long("key") => options.access.set_key(args.value()?)?,
+            Long("label") => options.access.label = args.value()?.parse()?,
+            Long("accept-label") => options.access.accepted.push(args.value()?.parse()?),
+            Long("rejoin-file") => options.access.rejoin_file = Some(args.value()?.parse()?),
             Long("plaintext") => options.plaintext = true,
             Long("json") => options.json = true,
             Long("help") | Short('h') => {
@@ -139,8 +148,8 @@ async fn run(options: Options) -> Result<ExitCode, Error> {
     // From here on the signals no longer end the process.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let out = Out { json: options.json };
-    let mut builder =
-        Cluster::builder(options.name).config(options.config).bind(options.bind).label(options.label);
+    let mut builder = Cluster::builder(options.name).config(options.config).bind(options.bind);
+    builder = options.access.remember(options.access.grant(builder), "");
     if let Some(advertise) = options.advertise {
         builder = builder.advertise(advertise);
     }

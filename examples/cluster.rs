@@ -4,6 +4,9 @@
 //! cargo run --release --example cluster -- --nodes 5 --profile local
 //! ```
 //!
+//! With `--key` (`openssl rand -hex 32` gives one) all is sealed; with it or `--label` a stranger without them
+//! tries to join, and must not get in.
+//!
 //! All nodes are actors in one actix system and talk over loopback. What they see is told as a story: when
 //! something was first seen, and when all had seen it, in milliseconds since the step began. With `--json`
 //! each event of each node is one JSON object a line, and the last line is a summary. The exit code is 0
@@ -21,13 +24,17 @@ use std::{
 };
 
 use actix::prelude::*;
-use actix_memberlist::{Cluster, Config, MemberEvent, MemberState, Outcome, Replay, Subscription, View};
+use actix_memberlist::{
+    Cluster, Config, JoinError, MemberEvent, MemberState, Outcome, Replay, Subscription, View,
+};
 use lexopt::prelude::*;
 use memberlist_protocol::suspicion::Bounds;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 mod common;
+
+use common::access::Access;
 
 type Error = Box<dyn std::error::Error>;
 
@@ -37,17 +44,25 @@ const FEW: usize = 16;
 /// How long a node may take over its farewell.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-const USAGE: &str = "cluster [--nodes N (default 5)] [--profile local|lan|wan (default local)] [--json]";
+const USAGE: &str = "cluster [--nodes N (default 5)] [--profile local|lan|wan (default local)] \
+                     [--key HEX] [--label NAME] [--rejoin-file PATH] [--json]";
 
 struct Options {
     nodes: usize,
     profile: String,
     config: Config,
+    access: Access,
     json: bool,
 }
 
 fn options() -> Result<Options, lexopt::Error> {
-    let mut options = Options { nodes: 5, profile: "local".into(), config: Config::local(), json: false };
+    let mut options = Options {
+        nodes: 5,
+        profile: "local".into(),
+        config: Config::local(),
+        access: Access::default(),
+        json: false,
+    };
     let mut args = lexopt::Parser::from_env();
     while let Some(arg) = args.next()? {
         match arg {
@@ -56,6 +71,9 @@ fn options() -> Result<Options, lexopt::Error> {
                 options.profile = args.value()?.parse()?;
                 options.config = common::profile(&options.profile)?;
             }
+            Long("key") => options.access.set_key(args.value()?)?,
+            Long("label") => options.access.label = args.value()?.parse()?,
+            Long("rejoin-file") => options.access.rejoin_file = Some(args.value()?.parse()?),
             Long("json") => options.json = true,
             Long("help") | Short('h') => {
                 println!("{USAGE}");
@@ -101,6 +119,11 @@ async fn play(options: &Options) -> Result<bool, Error> {
     let everybody = stage.names.clone();
     stage.join();
     let joined = stage.until("joined", &everybody).await;
+
+    if options.access.key.is_some() || !options.access.label.is_empty() {
+        stage.begin("stranger", "somebody without key and label tries to join".into(), config.join_timeout);
+        stage.refuse_a_stranger(options).await?;
+    }
 
     stage.begin("update", "n1 changes its metadata".into(), news);
     stage.nodes[1].set_meta("second edition".into()).await?;
@@ -226,6 +249,7 @@ impl Stage {
         for i in 0..n {
             let mut builder =
                 Cluster::builder(name(i)).config(options.config.clone()).bind(([127, 0, 0, 1], 0).into());
+            builder = options.access.remember(options.access.grant(builder), &format!(".{}", name(i)));
             if n > FEW {
                 builder = builder.arbiter(shared[i % cores].handle());
             }
@@ -303,6 +327,31 @@ impl Stage {
                 }
             });
         }
+    }
+
+    /// Somebody tries to join who has not been given what the nodes have. It is to be refused, and nothing is to
+    /// change.
+    async fn refuse_a_stranger(&mut self, options: &Options) -> Result<(), Error> {
+        let before = self.nodes[0].view().rev();
+        let stranger = Cluster::builder("stranger").config(options.config.clone());
+        let stranger = stranger.bind(([127, 0, 0, 1], 0).into()).start().await?;
+        let seed = self.nodes[0].view().local().addr.to_string();
+        let joined = stranger.join(&[&seed]).await;
+        let at = self.step().start.elapsed();
+        stranger.shutdown().await;
+        let unknown = self.nodes.iter().all(|node| node.view().get("stranger").is_none());
+        match joined {
+            Err(JoinError::Refused(why)) if unknown && self.nodes[0].view().rev() == before => {
+                self.say(at, &format!("n0 refuses the stranger: {why}"));
+                self.object(json!({ "event": "refused", "why": why.to_string() }));
+                let times = Times { first: Some(at), all: Some(at) };
+                if let Some(step) = self.steps.last_mut() {
+                    step.times = times;
+                }
+            }
+            other => self.say(at, &format!("the stranger was not refused: {other:?}")),
+        }
+        Ok(())
     }
 
     /// Tells what is seen until each running node has seen each of `members` become `kind`, or time is up.

@@ -23,6 +23,8 @@ use tokio::sync::mpsc;
 
 mod common;
 
+use common::access::Access;
+
 type Error = Box<dyn std::error::Error>;
 
 /// Everything is to have happened within this time.
@@ -30,7 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 const USAGE: &str = "measure [--workload converge|steady|broadcast|leave|crash|all (default all)] \
                      [--nodes N (default 100)] [--profile lan|wan|local (default lan)] \
-                     [--seconds S (default 10)] [--arbiters K (default: cores; 0 = one for each node)]";
+                     [--seconds S (default 10)] [--arbiters K (default: cores; 0 = one for each node)] \
+                     [--key HEX] [--label NAME]";
 
 struct Options {
     workload: String,
@@ -39,6 +42,7 @@ struct Options {
     config: Config,
     seconds: u64,
     arbiters: usize,
+    access: Access,
 }
 
 fn options() -> Result<Options, lexopt::Error> {
@@ -50,6 +54,7 @@ fn options() -> Result<Options, lexopt::Error> {
         config: Config::lan(),
         seconds: 10,
         arbiters: cores,
+        access: Access::default(),
     };
     let mut args = lexopt::Parser::from_env();
     while let Some(arg) = args.next()? {
@@ -62,6 +67,8 @@ fn options() -> Result<Options, lexopt::Error> {
             }
             Long("seconds") => options.seconds = args.value()?.parse()?,
             Long("arbiters") => options.arbiters = args.value()?.parse()?,
+            Long("key") => options.access.set_key(args.value()?)?,
+            Long("label") => options.access.label = args.value()?.parse()?,
             Long("help") => {
                 println!("{USAGE}");
                 std::process::exit(0);
@@ -107,6 +114,7 @@ async fn run(options: &Options) -> Result<bool, Error> {
     for i in 0..options.nodes {
         let mut builder =
             Cluster::builder(format!("node-{i}")).config(options.config.clone()).bind("127.0.0.1:0".parse()?);
+        builder = options.access.grant(builder);
         if !arbiters.is_empty() {
             builder = builder.arbiter(arbiters[i % arbiters.len()].handle());
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     keyring::Sealing,
-    member::{VersionRange, Versions, check_name},
+    member::{MAX_INCARNATION_STEP, VersionRange, Versions, check_name},
     restart::RestartPolicy,
 };
 
@@ -134,6 +134,15 @@ pub struct Config {
     /// 1 h; 0 = only while it is alone. LAN 30 s, WAN 60 s, local 15 s.
     #[serde(with = "crate::span")]
     pub discover_interval: Duration,
+    /// Time between two attempts to reach somebody who is missing, give or take a half: a dead member, never one
+    /// that left, or a seed where nobody is present. This is how the halves of a partition find each other
+    /// again, however long it lasted. With nobody missing nothing is sent. 100 ms to 1 h; 0 = no attempts. 5 s.
+    #[serde(with = "crate::span")]
+    pub heal_interval: Duration,
+    /// Time between two writes of the rejoin file, at least; it is written when something in it has changed. 100 ms
+    /// to 1 h; 0 = only when this node ends. 5 s.
+    #[serde(with = "crate::span")]
+    pub rejoin_interval: Duration,
 
     /// Networks that this node has to do with. Packets and streams from elsewhere are dropped unread, members
     /// with an address elsewhere are not taken in, seeds elsewhere are not joined. At most 256. None, which
@@ -159,7 +168,9 @@ pub struct Config {
     /// Forgotten members whose last incarnation is kept. 4,096.
     pub max_tombstones: usize,
     /// Members in the table, gone ones included; beyond it the longest gone makes room, else the newcomer is
-    /// refused. 1 to 1,000,000. 100,000.
+    /// refused. One exchange of states may fill it, since a newcomer has to learn of all members at once; those
+    /// that somebody has made up are probed in turn like all others, and delay the probes of these. Twice the
+    /// members that are expected is a good bound. 1 to 1,000,000. 100,000.
     pub max_members: usize,
 
     /// News of each actor that waits to be looked at; the oldest is dropped beyond it. 64 to 1,000,000. 4,096.
@@ -203,8 +214,23 @@ pub struct Config {
     /// Streams open at once; more wait to be accepted, or are not dialled. Those that others have dialled take
     /// at most half of them, users' bytes on their way out a quarter. 4 to 65,536. 512.
     pub max_streams: usize,
+    /// Streams from one address that are served at once; as many again wait for their turn, and further ones are
+    /// closed. The host's own, from loopback, are not counted: its processes share that address. With many nodes
+    /// behind one address, set it to how many of them may join at the same moment. 1 to 65,536. 32.
+    pub max_streams_per_source: usize,
     /// Indirect pings that are carried out for others at once. 0 to 65,536. 1,024.
     pub max_relays: usize,
+    /// Indirect pings that are carried out for one member at once; an honest one asks for one in each probe
+    /// interval. 1 to 65,536. 16.
+    pub max_relays_per_source: usize,
+    /// Answers that pings of strangers get in one second, all together: of those who are no members, or send from
+    /// elsewhere than their address. A newcomer is one for a moment, so that some are to be answered.
+    /// 1 to 1,000,000. 1,000.
+    pub max_stranger_answers: usize,
+    /// Highest step that an incarnation may take at once. What asks for more is refused: a chain of such steps
+    /// would bring a name to the end of the numbers. A member that was out of sight while it refuted more often
+    /// than that could not come back, so it is not to be small. 65,536 to 2,147,483,648. 1,073,741,824.
+    pub max_incarnation_step: u32,
 
     /// A handler of the node's own that runs for longer is reported as stalled. 10 ms to 1 min. 1 s.
     #[serde(with = "crate::span")]
@@ -241,6 +267,8 @@ impl Config {
             cidrs_allowed: None,
             delegate_version: VersionRange { min: 0, max: 0, current: 0 },
             discover_interval: secs(30),
+            heal_interval: secs(5),
+            rejoin_interval: secs(5),
             dead_retention: secs(72 * 3600),
             left_retention: secs(24 * 3600),
             dead_node_reclaim_time: Duration::ZERO,
@@ -263,7 +291,11 @@ impl Config {
             max_shared_state: 8 << 20,
             max_state_size: 20 << 20,
             max_streams: 512,
+            max_streams_per_source: 32,
             max_relays: 1024,
+            max_relays_per_source: 16,
+            max_stranger_answers: 1000,
+            max_incarnation_step: MAX_INCARNATION_STEP,
             stall_after: secs(1),
             restarts: RestartPolicy::default(),
         }
@@ -419,6 +451,8 @@ impl Config {
             return Err(ConfigError::new("delegate_version", value, "min <= current <= max"));
         }
         span("discover_interval", self.discover_interval, ms(100), hour, true)?;
+        span("heal_interval", self.heal_interval, ms(100), hour, true)?;
+        span("rejoin_interval", self.rejoin_interval, ms(100), hour, true)?;
         let year = hour * 24 * 366;
         span("gossip_to_the_dead_time", self.gossip_to_the_dead_time, ms(1), year, true)?;
         span("dead_retention", self.dead_retention, ms(1), year, false)?;
@@ -443,7 +477,11 @@ impl Config {
         count("max_shared_state", self.max_shared_state, 0, 1 << 30)?;
         count("max_state_size", self.max_state_size, 64 << 10, 1 << 30)?;
         count("max_streams", self.max_streams, 4, 65_536)?;
+        count("max_streams_per_source", self.max_streams_per_source, 1, 65_536)?;
         count("max_relays", self.max_relays, 0, 65_536)?;
+        count("max_relays_per_source", self.max_relays_per_source, 1, 65_536)?;
+        count("max_stranger_answers", self.max_stranger_answers, 1, many)?;
+        count("max_incarnation_step", self.max_incarnation_step as usize, 1 << 16, 1 << 31)?;
         span("stall_after", self.stall_after, ms(10), secs(60), false)?;
         let restarts = &self.restarts;
         count("restarts.immediate", restarts.immediate as usize, 0, 1000)?;
@@ -510,7 +548,7 @@ mod tests {
     #[test]
     fn weak_point_21_settings_that_would_spin_or_starve_are_refused() {
         type Break = fn(&mut Config);
-        let cases: [(&str, Break); 9] = [
+        let cases: [(&str, Break); 10] = [
             ("awareness_max_multiplier", |c| c.awareness_max_multiplier = 0),
             ("udp_buffer_size", |c| c.udp_buffer_size = 10),
             ("udp_buffer_size", |c| c.udp_buffer_size = 1 << 20),
@@ -520,6 +558,7 @@ mod tests {
             ("suspicion_mult", |c| c.suspicion_mult = 0),
             ("tcp_timeout", |c| c.tcp_timeout = Duration::ZERO),
             ("discover_interval", |c| c.discover_interval = ms(1)),
+            ("heal_interval", |c| c.heal_interval = ms(1)),
         ];
         for (field, break_it) in cases {
             let mut config = Config::lan();
@@ -535,6 +574,7 @@ mod tests {
             gossip_interval: Duration::ZERO,
             push_pull_interval: Duration::ZERO,
             discover_interval: Duration::ZERO,
+            heal_interval: Duration::ZERO,
             gossip_nodes: 0,
             ..Config::lan()
         };

@@ -19,8 +19,10 @@ pub const MAX_NAME: usize = 255;
 /// Room for metadata and tags together, in bytes as they stand on the wire.
 pub const MAX_META: usize = 512;
 
-/// Highest step that an incarnation may take at once. A message that asks for more is refused: a chain of
-/// such steps would bring a name to the end of the numbers, where it can no longer refute.
+/// Highest incarnation that a newcomer may have, and, unless
+/// [`Config::max_incarnation_step`](crate::config::Config::max_incarnation_step) says otherwise, highest step
+/// that one may take at once. A message that asks for more is refused: a chain of such steps would bring a name
+/// to the end of the numbers, where it can no longer refute.
 pub const MAX_INCARNATION_STEP: u32 = 1 << 30;
 
 /// A node's identity: its name, and a random number that each start draws anew.

@@ -38,16 +38,22 @@ use crate::{
 };
 
 mod change;
+mod claims;
+mod doubts;
 mod rules;
 
 pub use change::{Change, Decision, Effects, Ignored, NotForced};
 use change::{Limited, Step, Verdict};
+use claims::Claims;
+use doubts::Doubts;
 
 /// A running suspicion and the evidence it began with.
 #[derive(Clone, Debug)]
 struct Case {
     suspicion: Suspicion,
     accusation: Accusation,
+    /// Whether it began anew, because this node itself had been out of reach.
+    renewed: bool,
 }
 
 impl Case {
@@ -74,8 +80,10 @@ pub struct Members {
     deadlines: BTreeSet<(Instant, Arc<str>)>,
     forgets: BTreeSet<(Instant, Arc<str>)>,
     tombstones: Tombstones,
+    doubts: Doubts,
     conflicts: Limiter<Arc<str>>,
     tellings: Limiter<Arc<str>>,
+    claims: Claims,
     leaving: bool,
     rev: u64,
     version: u64,
@@ -98,8 +106,10 @@ impl Members {
             cases: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             forgets: BTreeSet::new(),
+            doubts: Doubts::default(),
             conflicts: Limiter::new(LIMIT),
             tellings: Limiter::new(LIMIT),
+            claims: Claims::default(),
             leaving: false,
             rev: 1,
             version: 1,
@@ -140,7 +150,7 @@ impl Members {
     /// When [`Members::on_time`] has something to do.
     pub fn due(&self) -> Instant {
         let first = |set: &BTreeSet<(Instant, Arc<str>)>| set.first().map(|(at, _)| *at);
-        [first(&self.deadlines), first(&self.forgets)]
+        [first(&self.deadlines), first(&self.forgets), self.doubts.due()]
             .into_iter()
             .flatten()
             .fold(self.next_sweep, Instant::min)
@@ -166,6 +176,11 @@ impl Members {
                     let key = (*at, name.clone());
                     self.deadlines.remove(&key);
                 }
+            }
+        }
+        while let Some((name, doubt)) = self.doubts.next(now) {
+            if let Some(decision) = self.resolve(&name, doubt, now, rng) {
+                return Some(decision);
             }
         }
         while let Some((at, name)) = self.forgets.first().filter(|(at, _)| *at <= now) {
@@ -211,6 +226,18 @@ impl Members {
         }
     }
 
+    /// This node was held for dead, and is not: for a while it was out of reach. What it suspects others of in that
+    /// time may be its own fault, so each suspicion begins anew, once.
+    fn renew(&mut self, now: Instant) {
+        self.deadlines.clear();
+        for (name, case) in &mut self.cases {
+            if !std::mem::replace(&mut case.renewed, true) {
+                case.suspicion.renew(now);
+            }
+            self.deadlines.insert((case.suspicion.deadline(), name.clone()));
+        }
+    }
+
     /// When a member that is gone is forgotten.
     fn forget_at(&self, member: &Member) -> Option<(Instant, Arc<str>)> {
         let kept_for = match member.state {
@@ -229,10 +256,16 @@ impl Members {
             refuted: decision.refuted,
             ..Effects::default()
         };
+        if decision.returned {
+            self.renew(now);
+        }
         match decision.limited {
             Some(Limited::Conflict(name)) => self.conflicts.note(name, now),
             Some(Limited::Telling(name)) => self.tellings.note(name, now),
             None => {}
+        }
+        if let Some((claim, within)) = decision.claim {
+            self.claims.note(*claim, within, now);
         }
         if let Some(name) = decision.evict
             && let Some(old) = self.roster.remove(&name)
@@ -246,6 +279,9 @@ impl Members {
         }
         if let Some((id, incarnation)) = decision.bury {
             self.tombstones.bury(id, incarnation, now);
+        }
+        if let Some((name, doubt)) = decision.doubt {
+            self.doubts.begin(name, doubt, now + self.config.suspicion_base());
         }
         let about = decision.put.as_ref().map(|member| member.id.shared_name().clone());
         match decision.suspicion {
@@ -276,6 +312,7 @@ impl Members {
             if member.name() == self.local.name() {
                 self.local = member.clone();
             } else if let Some(key) = self.forget_at(&member) {
+                effects.claim = self.claims.take(member.name(), now);
                 self.forgets.insert(key);
             }
             self.roster.put(member);

@@ -130,12 +130,28 @@ pub enum Unheard {
     UnknownTarget,
     /// More indirect pings than are carried out at once.
     TooManyRelays,
+    /// More indirect pings than are carried out at once for one member.
+    TooManyRelaysOfSource,
+    /// An indirect ping of somebody who is no member at the address that it came from. A nack is the answer.
+    UnknownAsker,
+    /// More questions than a datagram of that size has answers to.
+    TooMuchAsked,
+    /// More questions of strangers than are answered in a second.
+    TooManyStrangers,
 }
 
 impl Unheard {
     /// Each of them.
-    pub const ALL: [Self; 4] =
-        [Self::NotForMe, Self::UnknownSequence, Self::UnknownTarget, Self::TooManyRelays];
+    pub const ALL: [Self; 8] = [
+        Self::NotForMe,
+        Self::UnknownSequence,
+        Self::UnknownTarget,
+        Self::TooManyRelays,
+        Self::TooManyRelaysOfSource,
+        Self::UnknownAsker,
+        Self::TooMuchAsked,
+        Self::TooManyStrangers,
+    ];
 
     /// The name under which it is counted.
     pub fn name(self) -> &'static str {
@@ -144,6 +160,10 @@ impl Unheard {
             Self::UnknownSequence => "unknown_sequence",
             Self::UnknownTarget => "unknown_target",
             Self::TooManyRelays => "too_many_relays",
+            Self::TooManyRelaysOfSource => "too_many_relays_of_source",
+            Self::UnknownAsker => "unknown_asker",
+            Self::TooMuchAsked => "too_much_asked",
+            Self::TooManyStrangers => "too_many_strangers",
         }
     }
 }
@@ -195,7 +215,6 @@ struct Relay {
     asker: SocketAddr,
     asker_run: u64,
     asker_seq: u32,
-    piggyback: Piggyback,
     nacked: bool,
     expires: Instant,
 }
@@ -211,6 +230,8 @@ pub struct Detector {
     round: Option<Round>,
     expected: BTreeMap<u32, Expected>,
     relays: BTreeMap<u32, Relay>,
+    /// How many of them there are for each asker.
+    relays_of: BTreeMap<SocketAddr, usize>,
     relay_due: BTreeSet<(Instant, u32)>,
     question_due: BTreeSet<(Instant, u32)>,
     degraded: u64,
@@ -230,6 +251,7 @@ impl Detector {
             round: None,
             expected: BTreeMap::new(),
             relays: BTreeMap::new(),
+            relays_of: BTreeMap::new(),
             relay_due: BTreeSet::new(),
             question_due: BTreeSet::new(),
             degraded: 0,
@@ -435,8 +457,8 @@ impl Detector {
 
     /// A ping came in from `from`.
     ///
-    /// Only a member at its known address gets the payload and news, so that no answer to a stranger is larger
-    /// than its question.
+    /// Only a member at its known address gets the payload and news, and only with [`Piggyback::Yes`], so that
+    /// no answer to a stranger is larger than its question: see [`Allowance`](crate::allowance::Allowance).
     ///
     /// # Errors
     /// [`Unheard::NotForMe`].
@@ -444,6 +466,7 @@ impl Detector {
         &self,
         ping: &Ping,
         from: SocketAddr,
+        piggyback: Piggyback,
         payload: &Bytes,
         view: &View,
     ) -> Result<Action, Unheard> {
@@ -451,7 +474,7 @@ impl Detector {
             return Err(Unheard::NotForMe);
         }
         let run = ping.from.run();
-        let asker = view.get(ping.from.name()).filter(|m| m.id == ping.from && m.addr == from);
+        let asker = (piggyback == Piggyback::Yes).then(|| member_at(view, &ping.from, from)).flatten();
         let Some(asker) = asker else {
             let messages = smallvec![Message::Ack(Ack { seq: ping.seq, payload: Bytes::new() })];
             return Ok(Action::Send { to: from, run, messages, piggyback: Piggyback::No, report: None });
@@ -462,10 +485,11 @@ impl Detector {
         Ok(Action::Send { to: from, run, messages, piggyback: Piggyback::Yes, report: None })
     }
 
-    /// An indirect ping came in from `from`. Only members are pinged for others, at the address known here.
+    /// An indirect ping came in from `from`. Only members are pinged for others, at the address known here, and
+    /// only for members at theirs: anybody else gets a nack at once (see [`allowance`](crate::allowance)).
     ///
     /// # Errors
-    /// [`Unheard::UnknownTarget`] or [`Unheard::TooManyRelays`].
+    /// [`Unheard::UnknownTarget`], [`Unheard::TooManyRelays`] or [`Unheard::TooManyRelaysOfSource`].
     pub fn indirect_ping(
         &mut self,
         request: &IndirectPing,
@@ -474,36 +498,50 @@ impl Detector {
         now: Instant,
         rng: &mut impl Rng,
     ) -> Result<Action, Unheard> {
-        let own = &view.local().id;
-        let known = |m: &&Arc<Member>| {
-            m.id == request.target && m.addr == request.addr && m.state != MemberState::Left && m.id != *own
-        };
-        let target = view.get(request.target.name()).filter(known).ok_or(Unheard::UnknownTarget)?;
+        let target = pingable(view, request).ok_or(Unheard::UnknownTarget)?;
+        if member_at(view, &request.from, from).is_none() {
+            let messages = smallvec![Message::Nack(Nack { seq: request.seq })];
+            let run = request.from.run();
+            return Ok(Action::Send { to: from, run, messages, piggyback: Piggyback::No, report: None });
+        }
+        if self.relays_of.get(&from).is_some_and(|count| *count >= self.config.max_relays_per_source) {
+            return Err(Unheard::TooManyRelaysOfSource);
+        }
         if self.relays.len() >= self.config.max_relays {
             return Err(Unheard::TooManyRelays);
         }
-        let asker = view.get(request.from.name()).is_some_and(|m| m.id == request.from && m.addr == from);
-        // A stranger may not use up the news that is meant for members by having them pinged.
-        let piggyback = if asker { Piggyback::Yes } else { Piggyback::No };
         let seq = self.sequence(Expected::Relay, rng);
         let relay = Relay {
             asker: from,
             asker_run: request.from.run(),
             asker_seq: request.seq,
-            piggyback,
             nacked: false,
             expires: now + self.config.suspicion_base().max(self.config.probe_timeout),
         };
         self.relays.insert(seq, relay);
+        *self.relays_of.entry(from).or_default() += 1;
         self.relay_due.insert((now + self.config.nack_delay(), seq));
         let ping = Ping { seq, target: target.id.clone(), from: view.local().id.clone() };
         Ok(Action::Send {
             to: target.addr,
             run: target.id.run(),
             messages: smallvec![Message::Ping(ping)],
-            piggyback,
+            piggyback: Piggyback::Yes,
             report: None,
         })
+    }
+
+    /// A relay ends: with its answer, or because its time is up.
+    fn end_relay(&mut self, seq: u32) -> Option<Relay> {
+        self.expected.remove(&seq);
+        let relay = self.relays.remove(&seq)?;
+        if let Some(count) = self.relays_of.get_mut(&relay.asker) {
+            *count -= 1;
+            if *count == 0 {
+                self.relays_of.remove(&relay.asker);
+            }
+        }
+        Some(relay)
     }
 
     /// An answer came in.
@@ -513,14 +551,13 @@ impl Detector {
     pub fn ack(&mut self, ack: &Ack, now: Instant) -> Result<Option<Action>, Unheard> {
         match self.expected.get(&ack.seq).copied().ok_or(Unheard::UnknownSequence)? {
             Expected::Relay => {
-                self.expected.remove(&ack.seq);
-                let relay = self.relays.remove(&ack.seq).ok_or(Unheard::UnknownSequence)?;
+                let relay = self.end_relay(ack.seq).ok_or(Unheard::UnknownSequence)?;
                 let answer = Ack { seq: relay.asker_seq, payload: Bytes::new() };
                 Ok(Some(Action::Send {
                     to: relay.asker,
                     run: relay.asker_run,
                     messages: smallvec![Message::Ack(answer)],
-                    piggyback: relay.piggyback,
+                    piggyback: Piggyback::Yes,
                     report: None,
                 }))
             }
@@ -638,12 +675,11 @@ impl Detector {
                     to: relay.asker,
                     run: relay.asker_run,
                     messages: smallvec![Message::Nack(Nack { seq: relay.asker_seq })],
-                    piggyback: relay.piggyback,
+                    piggyback: Piggyback::Yes,
                     report: None,
                 });
             } else {
-                self.relays.remove(&seq);
-                self.expected.remove(&seq);
+                self.end_relay(seq);
             }
         }
     }
@@ -658,6 +694,19 @@ impl Detector {
             }
         }
     }
+}
+
+/// The member `id`, if a packet from `from` can be its own: in plaintext that is all that is known of who asks.
+pub fn member_at<'a>(view: &'a View, id: &NodeId, from: SocketAddr) -> Option<&'a Arc<Member>> {
+    view.get(id.name()).filter(|m| m.id == *id && m.addr == from)
+}
+
+/// Who is to be pinged for somebody else: a member as it is known here, and not this node itself.
+pub fn pingable<'a>(view: &'a View, request: &IndirectPing) -> Option<&'a Arc<Member>> {
+    let own = &view.local().id;
+    view.get(request.target.name()).filter(|m| {
+        m.id == request.target && m.addr == request.addr && m.state != MemberState::Left && m.id != *own
+    })
 }
 
 /// What a member is to be told that is held for suspect or gone: it hears of it first, and can refute at once

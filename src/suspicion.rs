@@ -108,6 +108,11 @@ impl Suspicion {
         (self.confirmed_by.len() as u32) < self.bounds.needed
     }
 
+    /// Begins anew, with those who have confirmed so far.
+    pub fn renew(&mut self, now: Instant) {
+        (self.start, self.heard) = (now, now);
+    }
+
     /// Moves the suspicion by a time in which this node itself did not run.
     pub fn postpone(&mut self, by: Duration) {
         self.start += by;

@@ -7,13 +7,14 @@
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{self, Receiver, Sender},
     thread,
     time::{Duration, Instant},
 };
 
+use memberlist_tests::agents;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -32,35 +33,6 @@ const ROUNDS: Duration = Duration::from_secs(1);
 /// Time for a crash to be known everywhere with the settings for one host: 2 x 8 probe intervals of 1 s, a
 /// suspicion of at most 18 s, 4 rounds of gossip; and the same again for a machine that is slow.
 const CRASH: Duration = Duration::from_secs(70);
-
-/// The program of the example, freshly built: one that lies there may be older than the library.
-fn agent() -> PathBuf {
-    let exe = std::env::current_exe().unwrap();
-    // target/<profile>/deps/agents-<hash>
-    let profile = exe.parent().and_then(Path::parent).unwrap();
-    let name = match profile.file_name().and_then(|name| name.to_str()).unwrap() {
-        "debug" => "dev",
-        name => name,
-    };
-    let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "memberlist-protocol",
-            "--example",
-            "agent",
-            "--profile",
-            name,
-        ])
-        .arg("--target-dir")
-        .arg(profile.parent().unwrap())
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
-        .status()
-        .unwrap();
-    assert!(built.success(), "the example does not build");
-    profile.join("examples/agent")
-}
 
 /// One process. It is killed when this is dropped, if it still runs.
 struct Agent {
@@ -182,16 +154,16 @@ fn others(who: impl IntoIterator<Item = usize>, than: usize) -> Vec<usize> {
 
 #[test]
 fn eight_processes_see_a_crash_a_pause_a_farewell_and_a_broadcast() {
-    let program = agent();
+    let program = agents::program();
     let (sender, lines) = mpsc::channel();
     let mut log = Log { lines, read: Vec::new() };
     let everybody = 0..AGENTS;
 
-    let mut agents = vec![Agent::start(&program, 0, None, sender.clone())];
+    let mut agents = vec![Agent::start(program, 0, None, sender.clone())];
     log.wait("agent-0 has started", 0, [0], NEWS, |line| line["event"] == "started");
     let seed = log.read[0].1["addr"].as_str().unwrap().to_owned();
     for number in 1..AGENTS {
-        agents.push(Agent::start(&program, number, Some(&seed), sender.clone()));
+        agents.push(Agent::start(program, number, Some(&seed), sender.clone()));
     }
     for number in everybody.clone() {
         let all = others(everybody.clone(), number);

@@ -9,12 +9,13 @@ const README: &str = include_str!("../README.md");
 const DELEGATES: &str = include_str!("../docs/delegates.md");
 
 /// The documents that link to other files.
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 7] = [
     "README.md",
     "CHANGELOG.md",
     "docs/config.md",
     "docs/delegates.md",
     "docs/metrics.md",
+    "docs/security.md",
     "tests/README.md",
 ];
 

@@ -13,8 +13,8 @@ use std::{
 
 use actix::{Actor, Context, Handler};
 use actix_memberlist::{
-    Broadcast, Cluster, Config, Evidence, JoinError, MemberEvent, NodeEvent, Replay, RestartPolicy, Until,
-    UserBytes,
+    Broadcast, Cluster, Config, Evidence, JoinError, MemberEvent, NodeEvent, Refusal, Replay, RestartPolicy,
+    Until, UserBytes,
     network::{Binding, Connection, Dialing, Endpoint, Network, SystemNetwork},
     testing::Strikes,
 };
@@ -96,7 +96,7 @@ fn those_of_one_label_meet_and_no_others_do() {
         let world = World::new(1, Config::lan());
         let a = world.builder(0).label("one").start().await.expect("it starts");
         let b = world.builder(1).label("another").start().await.expect("it starts");
-        assert_eq!(b.join(&["10.0.0.1:7946"]).await.unwrap_err(), JoinError::NoAnswer(addr(0)));
+        assert_eq!(b.join(&["10.0.0.1:7946"]).await.unwrap_err(), JoinError::Refused(Refusal::Label));
         assert!(a.metrics().dropped["label"] > 0);
         let none = world.builder(2).start().await.expect("it starts");
         assert!(none.join(&["10.0.0.1:7946"]).await.is_err() && a.join(&["10.0.0.3:7946"]).await.is_err());

@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -21,6 +22,7 @@ use crate::{
     node::{self, Plan},
     questions::Admit,
     resolve::{DnsResolver, Resolver},
+    store::{FileStore, Place, Store},
 };
 
 /// The port that nodes of a cluster have by custom.
@@ -56,6 +58,7 @@ impl ClusterBuilder {
             network: Arc::new(SystemNetwork),
             resolver: Arc::new(DnsResolver::system()),
             sources: Vec::new(),
+            store: None,
             seed: None,
             watchdog: true,
             hooks: Hooks::default(),
@@ -171,6 +174,29 @@ impl ClusterBuilder {
     /// that are no members; see [`discover`](crate::discover). Each call adds a source, 16 at most.
     pub fn seeds<D: Discover>(mut self, d: D) -> Self {
         self.plan.sources.push(Source::new(d));
+        self
+    }
+
+    /// The file that keeps this node's incarnation and the members that it knew, so that it comes back after a
+    /// restart without being told a seed: see [`store`](crate::store). Its directory must exist. It needs no secrecy
+    /// beyond that of the members' addresses.
+    ///
+    /// Nothing that is wrong with it keeps the node from starting. A disk that does not answer delays the start by a
+    /// second, the end by half a second, and nothing else.
+    pub fn rejoin_file(self, p: impl Into<PathBuf>) -> Self {
+        self.store(FileStore::new(p))
+    }
+
+    /// The same with another place than a file.
+    pub fn store<S: Store>(mut self, s: S) -> Self {
+        self.plan.store = Some(Place::new(s));
+        self
+    }
+
+    /// The same with a place in memory.
+    #[cfg(feature = "testing")]
+    pub fn memory_store(mut self, s: &crate::store::MemoryStore) -> Self {
+        self.plan.store = Some(Place::Memory(s.clone()));
         self
     }
 

@@ -41,9 +41,9 @@ impl FailureDetector {
         let (ring, now) = (&self.ring, now());
         let detector = &ring.detector;
         match item {
-            ToDetector::Ping { ping, from } => {
+            ToDetector::Ping { ping, from, piggyback } => {
                 let payload = ring.ping_payload().clone();
-                let answer = detector.borrow().ping(&ping, from, &payload, &ring.view.borrow());
+                let answer = detector.borrow().ping(&ping, from, piggyback, &payload, &ring.view.borrow());
                 self.act(answer.map(Some));
             }
             ToDetector::IndirectPing { request, from } => {

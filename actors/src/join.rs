@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     errors::JoinError,
     inbox::Refused,
-    messages::{ToState, ToTransport},
+    messages::{Exchange, ToState, ToTransport},
     metrics::Lost,
     resolve::is_service,
     ring::Doors,
@@ -141,6 +141,7 @@ struct Joining {
     waiting: Semaphore,
     /// Addresses where there is nothing to do.
     known: BTreeSet<SocketAddr>,
+    members: Members,
 }
 
 impl Joining {
@@ -150,7 +151,7 @@ impl Joining {
             Members::Skip => doors.view.borrow().alive().map(|member| member.addr).collect(),
         };
         let [resolving, dialling] = [AT_ONCE; 2].map(Semaphore::new);
-        Self { doors, resolving, dialling, waiting: Semaphore::new(WAITED_FOR), known }
+        Self { doors, resolving, dialling, waiting: Semaphore::new(WAITED_FOR), known, members }
     }
 
     async fn seed(&self, seed: Seed) -> Result<Vec<NodeId>, JoinError> {
@@ -204,17 +205,25 @@ impl Joining {
         if !self.doors.config.allows(addr.ip()) {
             return Err(JoinError::NotAllowed(addr));
         }
-        self.in_turn(&self.dialling, async {
-            let (reply, answer) = oneshot::channel();
-            self.doors.transport.command(ToTransport::Join { addr, reply }).map_err(
-                |refused| match refused {
+        // A source means what it gives; what a user tries may be wrong.
+        if self.members == Members::Skip {
+            self.doors.seeds().note(addr);
+        }
+        let reached = self
+            .in_turn(&self.dialling, async {
+                let (reply, answer) = oneshot::channel();
+                let join = ToTransport::Join { addr, why: Exchange::Join, reply };
+                self.doors.transport.command(join).map_err(|refused| match refused {
                     Refused::Busy => JoinError::Busy,
                     Refused::Closed => JoinError::Stopped,
-                },
-            )?;
-            answer.await.unwrap_or(Err(JoinError::Lost))
-        })
-        .await?
+                })?;
+                answer.await.unwrap_or(Err(JoinError::Lost))
+            })
+            .await?;
+        if reached.is_ok() {
+            self.doors.seeds().note(addr);
+        }
+        reached
     }
 
     /// Does something when it is its turn. What takes long is waited for, but keeps nobody else from its turn.

@@ -19,6 +19,7 @@
 //! | decide who may in | [`ClusterBuilder::admit`]: [`Admit`] |
 //! | measure the way to members | [`Cluster::ping`]; [`Cluster::subscribe_pings`]: [`Pinged`] |
 //! | watch the node | [`Cluster::metrics`] and [`metrics`]; [`Cluster::subscribe_node`]: [`NodeEvent`]; [`Cluster::health`] |
+//! | come back after a restart | [`ClusterBuilder::rejoin_file`], [`store`] |
 //! | go | [`Cluster::leave`], then [`Cluster::shutdown`]; [`Cluster::force_leave`] for one that is dead |
 //! | have a network of one's own | [`ClusterBuilder::network`], [`network`] |
 //! | supervise actors of one's own | [`supervisor`] |
@@ -66,10 +67,13 @@ mod peer;
 mod pump;
 mod questions;
 mod queue;
+mod rejoin;
 mod resolve;
 mod ring;
 mod rollout;
+mod sources;
 mod state;
+pub mod store;
 mod streams;
 pub mod supervisor;
 #[cfg(feature = "testing")]
@@ -104,6 +108,7 @@ pub use pump::Subscription;
 pub use questions::{Admit, Export, Merge, SharedState};
 pub use resolve::{DnsResolver, Resolver, Resolving};
 pub use rollout::Rollout;
+pub use store::{FileStore, Store};
 
 /// Injected panics, for tests.
 #[cfg(feature = "testing")]

@@ -61,6 +61,8 @@ pub(crate) enum Line {
     StreamUnserved,
     /// A stream that was not opened or accepted for want of room.
     TooManyStreams,
+    /// A stream that was closed because too many from its address are open and wait.
+    TooManyOfSource,
     /// A packet that the network did not take just then.
     WouldBlock,
     /// A packet that could not be sent at all.
@@ -101,6 +103,12 @@ pub(crate) enum Line {
     NoneJoined,
     /// A seed of a source that was not joined, beside others that were.
     SeedNotJoined,
+    /// Somebody who was missing, and is there.
+    Found,
+    /// A rejoin file that could not be written.
+    NotKept,
+    /// A rejoin file whose disk does not answer.
+    KeptLate,
     /// A member whose datagrams are lost.
     UdpLost,
     /// A handler of the node's own that hung.
@@ -112,7 +120,7 @@ pub(crate) enum Line {
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 32] = [
+const PLAIN: [(Line, Level, &str); 36] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
@@ -121,6 +129,7 @@ const PLAIN: [(Line, Level, &str); 32] = [
     (Line::StreamBroken, Level::DEBUG, "streams that broke"),
     (Line::StreamUnserved, Level::DEBUG, "streams that the node had no time for"),
     (Line::TooManyStreams, Level::WARN, "streams for which there was no room"),
+    (Line::TooManyOfSource, Level::WARN, "streams beyond those that one address may have"),
     (Line::WouldBlock, Level::DEBUG, "packets that the network did not take"),
     (Line::NotSent, Level::WARN, "packets that could not be sent"),
     (Line::NotRead, Level::WARN, "errors on reading datagrams"),
@@ -141,6 +150,9 @@ const PLAIN: [(Line, Level, &str); 32] = [
     (Line::NoSeeds, Level::WARN, "sources without seeds"),
     (Line::NoneJoined, Level::WARN, "sources of whose seeds none was joined"),
     (Line::SeedNotJoined, Level::DEBUG, "seeds that were not joined"),
+    (Line::Found, Level::INFO, "missing ones that were found"),
+    (Line::NotKept, Level::WARN, "writes of the rejoin file that failed"),
+    (Line::KeptLate, Level::WARN, "writes of the rejoin file that took too long"),
     (Line::UdpLost, Level::WARN, "members that answered over a stream only"),
     (Line::Stalled, Level::WARN, "handlers that hung"),
     (Line::Order, Level::INFO, "orders about keys, labels or seals"),

@@ -55,6 +55,8 @@ pub(crate) enum Exchange {
     Join,
     /// Shortly after joining: others may have joined at the same time.
     FollowUp,
+    /// With one who was missing, and answers.
+    Heal,
 }
 
 /// Who has a question to the application.
@@ -125,8 +127,8 @@ impl Item for ToState {
 
 /// What FailureDetector hears.
 pub(crate) enum ToDetector {
-    /// From Transport: somebody asks whether this node is there.
-    Ping { ping: Ping, from: SocketAddr },
+    /// From Transport: somebody asks whether this node is there. With `Piggyback::No` the ack is all it gets.
+    Ping { ping: Ping, from: SocketAddr, piggyback: Piggyback },
     /// From Transport: somebody wants another one pinged.
     IndirectPing { request: IndirectPing, from: SocketAddr },
     /// From Transport: an answer.
@@ -170,7 +172,7 @@ impl Item for ToDetector {
 
 /// What BroadcastQueue hears.
 pub(crate) enum ToQueue {
-    /// From NodeState: news about the member of that name, to be gossiped.
+    /// From NodeState: news about a run of a member, to be gossiped; older news about that run goes.
     News { about: Arc<str>, bytes: Bytes },
     /// From FailureDetector and NodeState: messages to one node, with news behind them.
     /// The run is the one that is meant, if it is known.
@@ -225,8 +227,8 @@ pub(crate) enum ToTransport {
     Farewell { packets: Vec<(SocketAddr, u64, Bytes)>, reply: Reply<usize> },
     /// From a change of the whole cluster: give an order to a member.
     Order { member: Arc<Member>, order: Order, reply: Reply<Result<Standing, String>> },
-    /// From a join: exchange states with whoever is there.
-    Join { addr: SocketAddr, reply: Reply<Result<NodeId, JoinError>> },
+    /// From a join, or a search for who is missing: exchange states with whoever is there.
+    Join { addr: SocketAddr, why: Exchange, reply: Reply<Result<NodeId, JoinError>> },
 }
 
 impl Item for ToTransport {

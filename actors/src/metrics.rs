@@ -69,6 +69,10 @@ pub(crate) struct Counters {
     pub(crate) user_messages_sent: AtomicU64,
     pub(crate) discoveries: AtomicU64,
     pub(crate) discoveries_failed: AtomicU64,
+    pub(crate) heal_attempts: AtomicU64,
+    pub(crate) heals: AtomicU64,
+    pub(crate) rejoin_saves: AtomicU64,
+    pub(crate) rejoin_failures: AtomicU64,
     /// News that a member runs, which was accepted; suspicions; members that are dead or have left.
     pub(crate) msg_alive: AtomicU64,
     pub(crate) msg_suspect: AtomicU64,
@@ -157,6 +161,10 @@ impl Counters {
             user_messages_waiting: 0,
             discoveries: self.discoveries.load(Relaxed),
             discoveries_failed: self.discoveries_failed.load(Relaxed),
+            heal_attempts: self.heal_attempts.load(Relaxed),
+            heals: self.heals.load(Relaxed),
+            rejoin_saves: self.rejoin_saves.load(Relaxed),
+            rejoin_failures: self.rejoin_failures.load(Relaxed),
             alive_messages: self.msg_alive.load(Relaxed),
             suspect_messages: self.msg_suspect.load(Relaxed),
             dead_messages: self.msg_dead.load(Relaxed),
@@ -272,6 +280,14 @@ pub struct Metrics {
     pub discoveries: u64,
     /// Times that a source of seeds failed, panicked or did not answer in time.
     pub discoveries_failed: u64,
+    /// Attempts to reach a dead member, or a seed where nobody is present.
+    pub heal_attempts: u64,
+    /// Those of them that ended with an exchange of states.
+    pub heals: u64,
+    /// Times that the rejoin file was written.
+    pub rejoin_saves: u64,
+    /// Times that the rejoin file could not be read, used or written.
+    pub rejoin_failures: u64,
     /// Messages that members run, which were accepted: members that are new, back, or say something new, and
     /// own refutations of alive messages.
     pub alive_messages: u64,

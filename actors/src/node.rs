@@ -39,9 +39,11 @@ use crate::{
     pump::Subscription,
     questions::Admit,
     queue::{self, BroadcastQueue},
+    rejoin::{self, Notes},
     resolve::Resolver,
     ring::{Doors, Ring, Shared, now},
     state::{self, NodeState},
+    store::{self, Place},
     supervisor::{self, Child, Ended, Supervisor, watchdog::Pulse},
     transport::{self, Transport},
 };
@@ -61,6 +63,7 @@ pub(crate) struct Plan {
     pub(crate) network: Arc<dyn Network>,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) sources: Vec<Source>,
+    pub(crate) store: Option<Place>,
     pub(crate) seed: Option<u64>,
     pub(crate) watchdog: bool,
     pub(crate) hooks: Hooks,
@@ -147,11 +150,16 @@ impl Drop for Started {
 
 /// Binds, and starts the actors, on this thread. `own_thread` says whether the thread ends with the node.
 pub(crate) async fn start(
-    plan: Plan,
+    mut plan: Plan,
     advertised: Advertised,
     own_thread: bool,
 ) -> Result<Started, StartError> {
     let bind = plan.bind;
+    let store = plan.store.take().map(store::Running::start).transpose().map_err(StartError::Thread)?;
+    let remembered = match store {
+        Some(store) => Some(rejoin::read(store, &plan.name, &plan.labels, &plan.config).await),
+        None => None,
+    };
     let endpoint = plan.network.bind(bind).await.map_err(|error| StartError::Bind(bind, error))?;
     let mut rng = plan.rng()?;
     let start = now();
@@ -167,7 +175,17 @@ pub(crate) async fn start(
     // Their threads end when this returns an error.
     let sources = plan.sources.into_iter().map(|source| source.start(plan.config.join_timeout));
     let sources: Vec<_> = sources.collect::<Result<_, _>>().map_err(StartError::Thread)?;
-    let mut local = Member::new(NodeId::drawn(plan.name.as_str(), &mut rng), addr, 1, start);
+    let mut id = NodeId::drawn(plan.name.as_str(), &mut rng);
+    let incarnation = match &remembered {
+        Some(remembered) => {
+            while Some(id.run()) == remembered.run {
+                id = NodeId::drawn(plan.name.as_str(), &mut rng);
+            }
+            remembered.incarnation
+        }
+        None => 1,
+    };
+    let mut local = Member::new(id, addr, incarnation, start);
     local.meta = plan.meta;
     local.tags = plan.tags;
     local.versions = plan.config.versions();
@@ -178,6 +196,7 @@ pub(crate) async fn start(
     let mut chance = Xoshiro256PlusPlus::seed_from_u64(rng.clone().random());
     let searches: Vec<_> =
         sources.into_iter().map(|source| (source, Xoshiro256PlusPlus::from_rng(&mut chance))).collect();
+    let chance_of_notes = remembered.is_some().then(|| Xoshiro256PlusPlus::from_rng(&mut chance));
     let gated = plan.admit.is_some();
     let sealing = plan.config.sealing();
     let keys = plan.keyring.as_ref().map(Keyring::list);
@@ -212,12 +231,17 @@ pub(crate) async fn start(
     let handle = Handle::new(doors.clone());
     let node = supervisor.supervise(NODE, 256, move || Node { handle: handle.clone() });
 
+    let notes = match remembered {
+        Some(remembered) => remembered.keep(&ring, chance_of_notes),
+        None => None,
+    };
     for (source, rng) in searches {
         ring.spawn("seeds", discover::search(doors.clone(), source, rng));
     }
     let keeper = keep(
         Closing { doors: doors.clone(), delegates: kept_delegates },
         ring,
+        notes,
         supervisor.clone(),
         own_thread,
     );
@@ -316,7 +340,13 @@ impl Drop for Closing {
 }
 
 /// Waits for the end of the node, and ends it.
-async fn keep(closing: Closing, ring: Shared, supervisor: Supervisor, own_thread: bool) {
+async fn keep(
+    closing: Closing,
+    ring: Shared,
+    notes: Option<Rc<Notes>>,
+    supervisor: Supervisor,
+    own_thread: bool,
+) {
     let ended = tokio::select! {
         biased;
         () = ring.doors.stop.notified() => {
@@ -331,6 +361,9 @@ async fn keep(closing: Closing, ring: Shared, supervisor: Supervisor, own_thread
         let (node, panic) = (ring.logs.node(), logs::text(panic));
         tracing::error!(%node, %panic, "the supervisor panicked: the node stops");
         ring.node_events.tell(&NodeEvent::GaveUp { actor: "Supervisor" });
+    }
+    if let Some(notes) = notes {
+        notes.last_words(&ring).await;
     }
     let mut pumps = ring.pumps.subscribe();
     drop(ring);

@@ -26,7 +26,6 @@ use crate::{
     peer::present,
     ring::Shared,
     streams::{Failure, Line, Permit, count, dial},
-    transport::Open,
 };
 
 /// Parcels after which a lane lets another one have its stream.
@@ -117,12 +116,12 @@ fn outcome(receipt: Receipt) -> Result<(), NotSent> {
 /// Serves a stream of users' bytes until the other side ends it.
 pub(crate) async fn serve(
     ring: &Shared,
-    open: &Open,
+    permit: &Permit,
     line: &mut Line<'_>,
     from: SocketAddr,
 ) -> Result<(), Failure> {
     let max = ring.config.max_message_size.saturating_add(MAX_ADDRESS);
-    while let Some(mut bytes) = line.next_frame_or_way(max, open).await? {
+    while let Some(mut bytes) = line.next_frame_or_way(max, permit).await? {
         let (address, used) = codec::decode_address(&bytes)?;
         let bytes = bytes.split_off(used);
         if bytes.len() > ring.config.max_message_size {

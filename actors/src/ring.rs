@@ -13,6 +13,7 @@ use bytes::Bytes;
 use memberlist_protocol::{
     accusation::History,
     config::Config,
+    heal::Seeds,
     member::{MemberState, NodeId},
     probe::Detector,
     view::View,
@@ -73,6 +74,8 @@ pub(crate) struct Doors {
     pub(crate) outbox: Arc<Outbox>,
     /// Memory for what is being read from streams, in KiB.
     pub(crate) bodies: tokio::sync::Semaphore,
+    /// Where this node has joined, or was told to.
+    pub(crate) seeds: Mutex<Seeds>,
     /// States that the application shares.
     pub(crate) shares: std::sync::atomic::AtomicUsize,
     /// Whether the application wants to be asked about newcomers.
@@ -125,6 +128,7 @@ impl Doors {
             bodies: tokio::sync::Semaphore::new(
                 STREAM_BODIES * config.max_state_size.max(config.max_message_size).div_ceil(1024),
             ),
+            seeds: Mutex::default(),
             shares: 0.into(),
             gated,
             closing: watch::Sender::new(false),
@@ -137,6 +141,11 @@ impl Doors {
         }
     }
 
+    /// KiB that the streams of one address may hold of what is being read: half of all.
+    pub(crate) fn bodies_of_source(&self) -> usize {
+        STREAM_BODIES / 2 * self.config.max_state_size.max(self.config.max_message_size).div_ceil(1024)
+    }
+
     pub(crate) fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -147,6 +156,10 @@ impl Doors {
 
     pub(crate) fn questions(&self) -> MutexGuard<'_, Questions> {
         self.questions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn seeds(&self) -> MutexGuard<'_, Seeds> {
+        self.seeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A number that nothing else of this node has.

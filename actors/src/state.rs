@@ -18,6 +18,7 @@ use memberlist_protocol::{
     accusation::Outcome,
     gate::Gate,
     gossip::Piggyback,
+    heal::Heal,
     member::{MAX_META, MemberState, meta_len},
     members::{Change, Decision, Effects, Ignored, Members, NotForced},
     push_pull::{self, OwnState},
@@ -39,12 +40,13 @@ use crate::{
     supervisor::Child,
 };
 
+mod healing;
 mod merging;
 mod newcomers;
 mod telling;
 
 use merging::Merging;
-use telling::{Source, Suspected, kind};
+use telling::{Source, Suspected, kind, subject};
 
 /// What survives a restart.
 pub(crate) struct Kept {
@@ -65,12 +67,17 @@ pub(crate) struct Kept {
     returned: u32,
     /// Not before then is there another exchange out of turn because members have come back.
     next_settling: Instant,
+    heal: Heal,
+    /// An attempt to reach somebody who is missing is under way as long as somebody else holds it too.
+    attempt: Rc<()>,
 }
 
 impl Kept {
     pub(crate) fn new(members: Members, rng: &mut Xoshiro256PlusPlus, now: Instant) -> Self {
         let interval = members.config().push_pull_interval;
         Self {
+            heal: Heal::new(members.config(), now, rng),
+            attempt: Rc::default(),
             published: members.version(),
             gate: Gate::new(members.config().admit_queue_depth),
             members,
@@ -202,13 +209,17 @@ impl NodeState {
     /// From here on nothing fails: the table changes, and everybody concerned learns of it.
     fn carry_out(&self, decision: Decision, now: Instant) {
         let mut kept = self.kept.borrow_mut();
-        let Effects { changes, broadcast, tell, refuted, confirmed, degraded } =
+        let Effects { changes, broadcast, tell, refuted, confirmed, degraded, claim } =
             kept.members.apply(decision, now);
         let members = kept.members.roster().present();
         let (mut returned, mut joined) = (0, false);
         for (_, change) in &changes {
             kept.time(change, self.source.get(), &self.ring.counters, now);
             self.note(change, members, now);
+            if let Change::Dead { member, .. } = change {
+                let name = member.id.shared_name().clone();
+                kept.heal.died(name, &mut *self.ring.rng.borrow_mut());
+            }
             joined |= matches!(change, Change::Joined(_));
             returned += u32::from(matches!(change, Change::Refuted(_)));
             returned += u32::from(matches!(change, Change::Joined(member) if member.incarnation > 1));
@@ -226,10 +237,11 @@ impl NodeState {
         if about_other || joined || (refuted && self.source.get() == Source::Alive) {
             up(&ring.counters.msg_alive);
         }
-        if let Some((about, message)) = broadcast {
+        if let Some((name, message)) = broadcast {
+            let about = subject(&name, &message);
             match self.written(message) {
                 // News about this node itself must not be lost.
-                Some(bytes) if about == local => ring.command(&ring.queue, ToQueue::News { about, bytes }),
+                Some(bytes) if name == local => ring.command(&ring.queue, ToQueue::News { about, bytes }),
                 Some(bytes) => ring.news(&ring.queue, ToQueue::News { about, bytes }),
                 None => {
                     ring.counters.drop(Lost::NoRoom);
@@ -255,6 +267,9 @@ impl NodeState {
         }
         if degraded {
             up(&ring.counters.degraded_timeouts);
+        }
+        if let Some(alive) = claim {
+            self.news(Remembered { alive, state: MemberState::Alive }, false, None, now);
         }
     }
 
@@ -291,6 +306,8 @@ impl NodeState {
                 self.ring.command(&self.ring.transport, ToTransport::PushPull { addr: partner.addr, why });
             }
         }
+        drop(kept);
+        self.heal(now);
     }
 
     /// Shows a new view, and then tells what is new in it.
@@ -319,7 +336,7 @@ impl NodeState {
     fn set_alarm(&self, now: Instant) {
         let kept = self.kept.borrow();
         let merging = (!kept.merging.is_empty()).then_some(now);
-        let due = [Some(kept.members.due()), kept.next_push_pull, kept.gate.due(), merging]
+        let due = [Some(kept.members.due()), kept.next_push_pull, kept.gate.due(), kept.heal.due(), merging]
             .into_iter()
             .flatten()
             .min();

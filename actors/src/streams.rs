@@ -3,7 +3,13 @@
 //! do not answer on datagrams.
 //! Each stream is a task of its own, so that a restart of Transport cuts none. Each phase has a time limit.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use memberlist_protocol::{
@@ -22,7 +28,7 @@ use memberlist_protocol::{
 use smallvec::SmallVec;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::{SemaphorePermit, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, oneshot},
     task::yield_now,
     time::{Instant, timeout, timeout_at},
 };
@@ -43,12 +49,19 @@ use crate::{
     transport::{Open, Use},
 };
 
-/// Room for one open stream.
-pub(crate) struct Permit(pub(crate) Rc<Open>, pub(crate) Use);
+/// Room for one open stream; where it comes from, if somebody else has dialled.
+pub(crate) struct Permit(pub(crate) Rc<Open>, pub(crate) Use, pub(crate) Option<SocketAddr>);
+
+impl Permit {
+    /// Whether others wait for this stream's room.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.2.is_some_and(|from| self.0.is_crowded(from))
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.release(self.1);
+        self.0.release(self.1, self.2);
     }
 }
 
@@ -128,6 +141,9 @@ pub(crate) struct Line<'a> {
     label: SmallVec<[u8; 32]>,
     /// Room for the bytes of the last frame.
     held: Option<SemaphorePermit<'a>>,
+    /// The same of its address' part, if somebody else has dialled.
+    held_of_source: Option<OwnedSemaphorePermit>,
+    bodies_of_source: Option<Arc<Semaphore>>,
 }
 
 impl<'a> Line<'a> {
@@ -142,6 +158,8 @@ impl<'a> Line<'a> {
             key: None,
             label: SmallVec::new(),
             held: None,
+            held_of_source: None,
+            bodies_of_source: None,
         }
     }
 
@@ -246,9 +264,9 @@ impl<'a> Line<'a> {
         Ok(())
     }
 
-    /// The first bytes of an accepted stream: what it is for. While others wait to be accepted, whoever says
-    /// nothing soon is dropped.
-    async fn kind(&mut self, open: &Open) -> Result<StreamKind, Failure> {
+    /// The first bytes of an accepted stream: what it is for. They have the limit of one phase together.
+    /// While others wait to be accepted, whoever says nothing soon is dropped.
+    async fn kind(&mut self, permit: &Permit) -> Result<StreamKind, Failure> {
         let mut patience =
             tokio::time::interval_at(Instant::now() + self.limit / SILENT, self.limit / SILENT);
         let mut first = std::pin::pin!(self.begin());
@@ -256,7 +274,7 @@ impl<'a> Line<'a> {
             tokio::select! {
                 biased;
                 kind = &mut first => return kind,
-                _ = patience.tick() => if open.is_crowded() {
+                _ = patience.tick() => if permit.is_wanted() {
                     return Err(Failure::Timeout);
                 },
             }
@@ -265,15 +283,16 @@ impl<'a> Line<'a> {
 
     /// Reads what a stream begins with, as far as it is understood and let in.
     async fn begin(&mut self) -> Result<StreamKind, Failure> {
+        let deadline = Instant::now() + self.limit;
         let mut head = SmallVec::<[u8; 32]>::new();
         // Of another version of the wire nothing is known but its first byte.
-        self.hear(1, &mut head).await?;
+        self.hear(1, &mut head, deadline).await?;
         check_wire(head[0])?;
-        self.hear(1, &mut head).await?;
+        self.hear(1, &mut head, deadline).await?;
         if head[1] == LABEL {
-            self.hear(1, &mut head).await?;
+            self.hear(1, &mut head, deadline).await?;
             let len = usize::from(head[2]);
-            self.hear(len + 1, &mut head).await?;
+            self.hear(len + 1, &mut head, deadline).await?;
         }
         let head = Head::of(&head)?;
         let sealed = self.ring.guard().admit_stream(head)?;
@@ -281,7 +300,7 @@ impl<'a> Line<'a> {
         let mut kind = SmallVec::<[u8; 32]>::new();
         if sealed {
             let mut opening = SmallVec::<[u8; 32]>::new();
-            self.hear(SEAL_HEAD, &mut opening).await?;
+            self.hear(SEAL_HEAD, &mut opening, deadline).await?;
             let opening =
                 opening.first_chunk().map(|bytes| Opening::read(*bytes)).ok_or(WireError::Truncated)?;
             if !self.ring.guard().seals().has(opening.key) {
@@ -297,15 +316,20 @@ impl<'a> Line<'a> {
         } else if self.ring.guard().is_open() {
             up(&self.ring.counters.streams_unsealed);
         }
-        self.hear(1, &mut kind).await?;
+        self.hear(1, &mut kind, deadline).await?;
         Ok(StreamKind::of(kind[0])?)
     }
 
     /// Reads `len` bytes of somebody who is not let in so far.
-    async fn hear(&mut self, len: usize, into: &mut SmallVec<[u8; 32]>) -> Result<(), Failure> {
+    async fn hear(
+        &mut self,
+        len: usize,
+        into: &mut SmallVec<[u8; 32]>,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
         let at = into.len();
         into.resize(at + len, 0);
-        self.read_exact(&mut into[at..]).await?;
+        self.read_exact(&mut into[at..], deadline).await?;
         self.heard += len;
         Ok(())
     }
@@ -328,21 +352,21 @@ impl<'a> Line<'a> {
     pub(crate) async fn next_frame_or_way(
         &mut self,
         max: usize,
-        open: &Open,
+        permit: &Permit,
     ) -> Result<Option<Bytes>, Failure> {
         // What the last one took is free again.
-        self.held = None;
+        self.let_go();
         let mut patience =
             tokio::time::interval_at(Instant::now() + self.limit / SILENT, self.limit / SILENT);
         let mut first = [0];
-        let limit = self.limit;
+        let (limit, deadline) = (self.limit, Instant::now() + self.limit);
         let read = {
             let mut read = std::pin::pin!(Self::within(limit, self.channel.read(&mut first)));
             loop {
                 tokio::select! {
                     biased;
                     read = &mut read => break read?,
-                    _ = patience.tick() => if open.is_crowded() {
+                    _ = patience.tick() => if permit.is_wanted() {
                         return Ok(None);
                     },
                 }
@@ -352,7 +376,7 @@ impl<'a> Line<'a> {
             return Ok(None);
         }
         let mut rest = [0; 3];
-        self.read_exact(&mut rest).await?;
+        self.read_exact(&mut rest, deadline).await?;
         self.body([first[0], rest[0], rest[1], rest[2]], max).await.map(Some)
     }
 
@@ -364,7 +388,7 @@ impl<'a> Line<'a> {
         }
         if len == REFUSED {
             let mut why = [0];
-            self.read_exact(&mut why).await?;
+            self.read_exact(&mut why, Instant::now() + self.limit).await?;
             return Err(Failure::refused(Barrier::read(why[0])?));
         }
         self.body(len, max).await
@@ -372,12 +396,12 @@ impl<'a> Line<'a> {
 
     /// The length of the next frame, unless the other side has ended the stream.
     async fn length(&mut self) -> Result<Option<[u8; 4]>, Failure> {
-        let mut len = [0; 4];
+        let (mut len, deadline) = ([0; 4], Instant::now() + self.limit);
         let first = Self::within(self.limit, self.channel.read(&mut len)).await?;
         if first == 0 {
             return Ok(None);
         }
-        self.read_exact(&mut len[first..]).await?;
+        self.read_exact(&mut len[first..], deadline).await?;
         Ok(Some(len))
     }
 
@@ -389,7 +413,7 @@ impl<'a> Line<'a> {
         }
         let deadline = Instant::now() + self.limit;
         let mut body = Vec::new();
-        self.held = None;
+        self.let_go();
         let read = if packed {
             self.blocks(len, deadline, &mut body).await
         } else {
@@ -404,6 +428,7 @@ impl<'a> Line<'a> {
     async fn reserve(&mut self, body: &mut Vec<u8>, left: usize, deadline: Instant) -> Result<(), Failure> {
         let step = body.len().clamp(*STEP.start(), *STEP.end()).min(left);
         let kib = u32::try_from(step.div_ceil(1024)).unwrap_or(u32::MAX);
+        self.of_source(kib, deadline).await?;
         let room = timeout_at(deadline, self.ring.bodies.acquire_many(kib)).await;
         let room = room.map_err(|_| Failure::Timeout)?.map_err(|_| Failure::Unserved)?;
         match &mut self.held {
@@ -452,28 +477,45 @@ impl<'a> Line<'a> {
         Ok(received)
     }
 
+    /// The bytes of the last frame are somebody else's concern.
+    fn let_go(&mut self) {
+        (self.held, self.held_of_source) = (None, None);
+    }
+
+    /// Takes from what the streams of one address may hold, so that they leave something to others.
+    async fn of_source(&mut self, kib: u32, deadline: Instant) -> Result<(), Failure> {
+        let Some(bodies) = &self.bodies_of_source else { return Ok(()) };
+        let room = timeout_at(deadline, bodies.clone().acquire_many_owned(kib)).await;
+        let room = room.map_err(|_| Failure::Timeout)?.map_err(|_| Failure::Unserved)?;
+        match &mut self.held_of_source {
+            Some(held) => held.merge(room),
+            none => *none = Some(room),
+        }
+        Ok(())
+    }
+
     /// Tells whoever is not let in why it has no other answer.
     async fn refuse(&mut self, answer: &[u8]) {
         // Whatever was sealed has led to nothing.
         self.channel.unseal();
         let (channel, missing) = (&mut self.channel, ANSWERED.saturating_sub(self.heard));
+        let sent = &self.ring.counters.stream_bytes_sent;
         let farewell = async {
             let mut rest = [0; ANSWERED];
             channel.read_exact(&mut rest[..missing]).await?;
             channel.write_all(answer).await?;
+            sent.fetch_add(answer.len() as u64, Relaxed);
             channel.shutdown().await?;
             // A close with bytes unread could take the answer back on its way.
             tokio::io::copy(&mut channel.take(MAX_DRAINED), &mut tokio::io::sink()).await
         };
         let _ = timeout(self.limit / HURRY, farewell).await;
-        self.ring.counters.stream_bytes_sent.fetch_add(answer.len() as u64, Relaxed);
     }
 
-    async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), Failure> {
-        match Self::within(self.limit, self.channel.read_exact(buf)).await {
-            Err(Failure::Broken(error)) => Err(cut_off(error)),
-            other => other.map(drop),
-        }
+    /// However the bytes trickle in: a phase ends at its deadline.
+    async fn read_exact(&mut self, buf: &mut [u8], deadline: Instant) -> Result<(), Failure> {
+        let read = timeout_at(deadline, self.channel.read_exact(buf)).await;
+        read.map_err(|_| Failure::Timeout)?.map(drop).map_err(cut_off)
     }
 }
 
@@ -528,7 +570,8 @@ pub(crate) async fn ask<T>(
 /// Serves a stream that somebody opened.
 pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Connection>, from: SocketAddr) {
     let mut line = Line::new(&ring, connection);
-    if let Err(failure) = served(&ring, &permit.0, &mut line, from).await {
+    line.bodies_of_source = permit.0.sources.borrow().bodies(from);
+    if let Err(failure) = served(&ring, &permit, &mut line, from).await {
         count(&ring, &failure);
         match failure {
             Failure::Wire(WireError::WireVersion) => line.refuse(&OTHER_WIRE).await,
@@ -570,13 +613,13 @@ pub(crate) fn count(ring: &Shared, failure: &Failure) {
 
 async fn served(
     ring: &Shared,
-    open: &Rc<Open>,
+    permit: &Permit,
     line: &mut Line<'_>,
     from: SocketAddr,
 ) -> Result<(), Failure> {
-    match line.kind(open).await? {
-        StreamKind::PushPull => exchanges::serve(ring, open, line, from).await,
-        StreamKind::User => parcels::serve(ring, open, line, from).await,
+    match line.kind(permit).await? {
+        StreamKind::PushPull => exchanges::serve(ring, &permit.0, line, from).await,
+        StreamKind::User => parcels::serve(ring, permit, line, from).await,
         StreamKind::Order => rollout::serve(ring, line, from).await,
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;

@@ -15,9 +15,12 @@ use std::{
 
 use actix::{Actor, Context, StreamHandler};
 use memberlist_protocol::{
-    member::{MAX_INCARNATION_STEP, NodeId, canonical},
+    allowance::Allowance,
+    bucket::Bucket,
+    config::Config,
+    member::{NodeId, canonical},
     members::Ignored,
-    probe::Unheard,
+    probe::{self, Unheard},
     wire::{
         WireError, codec,
         frame::{PART_OVERHEAD, Packer, Parts},
@@ -30,21 +33,21 @@ use tokio::time::Instant;
 use crate::{
     errors::JoinError,
     exchanges,
-    inbox::{Alarm, Turn, Turns},
+    inbox::{self, Alarm, Turns},
     logs::{self, Line, say},
-    messages::{Exchange, TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
+    messages::{TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
-    network::Connection,
     outbox::Cast,
     parcels,
-    ring::Shared,
+    ring::{Shared, now},
     rollout,
+    sources::{Accepted, Sources, Turn},
     streams::{self, Permit},
     supervisor::Child,
 };
 
 /// Datagrams that are taken from the network in one turn. What waits longer waits in the kernel.
-const RECEIVED_PER_TURN: usize = 32;
+const RECEIVED_PER_TURN: usize = 64;
 
 /// Packets of users that leave in one turn.
 const CASTS_PER_TURN: usize = 32;
@@ -70,21 +73,24 @@ thread_local! {
 
 /// What survives a restart: streams that were accepted and are not served yet, and how many are open.
 pub(crate) struct Kept {
-    accepted: VecDeque<(Box<dyn Connection>, SocketAddr)>,
+    accepted: VecDeque<Accepted>,
     pub(crate) open: Rc<Open>,
     /// After errors on reading datagrams.
     reading: Pause,
     /// After errors on accepting streams: datagrams are read all the same.
     accepting: Pause,
+    /// Strangers that are answered.
+    strangers: Bucket,
 }
 
 impl Kept {
     pub(crate) fn new(ring: &Shared) -> Self {
         Self {
             accepted: VecDeque::new(),
-            open: Open::new(ring.config.max_streams),
+            open: Open::new(&ring.config, ring.bodies_of_source()),
             reading: Pause::default(),
             accepting: Pause::default(),
+            strangers: Bucket::new(ring.config.max_stranger_answers),
         }
     }
 }
@@ -108,11 +114,21 @@ pub(crate) struct Open {
     max: usize,
     crowded: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    /// By where those come from that others have dialled.
+    pub(crate) sources: RefCell<Sources>,
 }
 
 impl Open {
-    fn new(max: usize) -> Rc<Self> {
-        Rc::new(Self { now: Default::default(), max, crowded: Cell::default(), waker: RefCell::default() })
+    fn new(config: &Config, bodies_of_source: usize) -> Rc<Self> {
+        let max = config.max_streams;
+        let sources = Sources::new(config.max_streams_per_source, max, bodies_of_source);
+        Rc::new(Self {
+            now: Default::default(),
+            max,
+            crowded: Cell::default(),
+            waker: RefCell::default(),
+            sources: RefCell::new(sources),
+        })
     }
 
     fn all(&self) -> usize {
@@ -127,9 +143,10 @@ impl Open {
         }
     }
 
-    /// Whether others may be waiting to be accepted, for whom there is no room.
-    pub(crate) fn is_crowded(&self) -> bool {
-        self.crowded.get()
+    /// Whether others may be waiting to be accepted, for whom there is no room, or wait for one from the same
+    /// address to end.
+    pub(crate) fn is_crowded(&self, from: SocketAddr) -> bool {
+        self.crowded.get() || self.sources.borrow().is_crowded(from)
     }
 
     /// Whether there is room for one more stream of that use, when `waiting` have been promised some.
@@ -143,11 +160,22 @@ impl Open {
         room.then(|| {
             let now = &self.now[of as usize];
             now.set(now.get() + 1);
-            Permit(self.clone(), of)
+            Permit(self.clone(), of, None)
         })
     }
 
-    pub(crate) fn release(&self, of: Use) {
+    /// Room for a stream from there.
+    fn permit_for(self: &Rc<Self>, from: SocketAddr) -> Option<Permit> {
+        self.permit(Use::Served).map(|mut permit| {
+            permit.2 = Some(from);
+            permit
+        })
+    }
+
+    pub(crate) fn release(&self, of: Use, from: Option<SocketAddr>) {
+        if let Some(from) = from {
+            self.sources.borrow_mut().leave(from);
+        }
         let now = &self.now[of as usize];
         now.set(now.get() - 1);
         // Whoever waits to be accepted has a turn.
@@ -247,7 +275,7 @@ impl Transport {
                     let _ = reply.send(standing);
                 });
             }
-            ToTransport::Join { addr, mut reply } => {
+            ToTransport::Join { addr, why, mut reply } => {
                 let Some(permit) = self.permit(Use::Own) else {
                     return drop(reply.send(Err(JoinError::Busy)));
                 };
@@ -257,7 +285,7 @@ impl Transport {
                         biased;
                         // Nobody waits any more: the join was dropped, or its time is up.
                         () = reply.closed() => return,
-                        joined = exchanges::push_pull(&ring, permit, addr, Exchange::Join) => joined,
+                        joined = exchanges::push_pull(&ring, permit, addr, why) => joined,
                     };
                     let _ = reply.send(joined);
                 });
@@ -405,6 +433,7 @@ impl Transport {
         let view = ring.view.borrow();
         let runs = |each: &mut dyn FnMut(u64)| view.all().for_each(|member| each(member.id.run()));
         let open = guard.is_open();
+        let mut allowance = Allowance::new(datagram.len(), guard.least_overhead());
         let Unwrapped { body, sealed } = guard.unwrap(view.local().id.run(), datagram, runs)?;
         drop(view);
         if open && sealed.is_none() {
@@ -419,27 +448,51 @@ impl Transport {
                 return Err(WireError::Unaddressed);
             }
             ring.counters.received(&message);
-            self.pass_on(message, from);
+            if let Err(unheard) = self.pass_on(message, from, &mut allowance) {
+                ring.counters.drop(unheard);
+            }
         }
         Ok(())
     }
 
-    /// Gives a message to the actor that understands it.
-    fn pass_on(&self, message: Message, from: SocketAddr) {
+    /// Gives a message to the actor that understands it. What is answered has to be within the datagram's
+    /// allowance; what nobody would answer wakes no actor.
+    fn pass_on(&self, message: Message, from: SocketAddr, allowance: &mut Allowance) -> Result<(), Unheard> {
         let ring = &self.ring;
         let detector = ring.detector_inbox();
         match message {
-            Message::Ping(ping) => ring.news(detector, ToDetector::Ping { ping, from }),
-            Message::IndirectPing(request) => ring.news(detector, ToDetector::IndirectPing { request, from }),
+            Message::Ping(ping) => {
+                let view = ring.view.borrow();
+                if !view.local().id.answers_to(&ping.target) {
+                    return Err(Unheard::NotForMe);
+                }
+                let member = probe::member_at(&view, &ping.from, from).is_some();
+                let piggyback = allowance.ping(ping.seq, member)?;
+                self.stranger(member)?;
+                ring.news(detector, ToDetector::Ping { ping, from, piggyback });
+            }
+            Message::IndirectPing(request) => {
+                let view = ring.view.borrow();
+                if probe::pingable(&view, &request).is_none() {
+                    return Err(Unheard::UnknownTarget);
+                }
+                let member = probe::member_at(&view, &request.from, from).is_some();
+                allowance.indirect_ping(&request, &view.local().id, member)?;
+                self.stranger(member)?;
+                if !member {
+                    ring.counters.drop(Unheard::UnknownAsker);
+                }
+                ring.news(detector, ToDetector::IndirectPing { request, from });
+            }
             // Only an answer that is waited for gets into the lane of control.
             Message::Ack(ack) if ring.detector.borrow().expects(ack.seq) => {
                 ring.command(detector, ToDetector::Ack(ack));
             }
-            Message::Ack(_) => ring.counters.drop(Unheard::UnknownSequence),
+            Message::Ack(_) => return Err(Unheard::UnknownSequence),
             Message::Nack(nack) if ring.detector.borrow().expects(nack.seq) => {
                 ring.command(detector, ToDetector::Nack(nack));
             }
-            Message::Nack(_) => ring.counters.drop(Unheard::UnknownSequence),
+            Message::Nack(_) => return Err(Unheard::UnknownSequence),
             Message::Alive(m) => ring.news(&ring.state, ToState::Alive(m)),
             Message::Suspect(m) if self.is_about_self(&m.id) => {
                 self.accused(m.incarnation, ToState::Suspect(m));
@@ -450,6 +503,13 @@ impl Transport {
             Message::User(m) => ring.news(&ring.delegates, ToDelegates::User(m)),
             Message::Direct(message) => ring.news(&ring.delegates, ToDelegates::Direct { message, from }),
         }
+        Ok(())
+    }
+
+    /// Whether there is time for one more stranger.
+    fn stranger(&self, member: bool) -> Result<(), Unheard> {
+        let answered = member || self.kept.borrow_mut().strangers.take(now());
+        if answered { Ok(()) } else { Err(Unheard::TooManyStrangers) }
     }
 
     fn is_about_self(&self, id: &NodeId) -> bool {
@@ -463,15 +523,23 @@ impl Transport {
         match incarnation.checked_sub(own) {
             // Its accuser has missed an answer.
             None => self.ring.news(&self.ring.state, accusation),
-            Some(step) if step > MAX_INCARNATION_STEP => self.ring.counters.drop(Ignored::IncarnationStep),
+            Some(step) if step > self.ring.config.max_incarnation_step => {
+                self.ring.counters.drop(Ignored::IncarnationStep);
+            }
             Some(_) => self.ring.state.accusation(incarnation, accusation),
         }
     }
 
     fn serve_accepted(&self) {
         loop {
-            let Some((connection, from)) = self.kept.borrow_mut().accepted.pop_front() else { return };
-            let Some(permit) = self.permit(Use::Served) else { return };
+            let mut kept = self.kept.borrow_mut();
+            // Those who find no room just now have been promised some.
+            if kept.accepted.is_empty() || !kept.open.has_room(Use::Served, 0) {
+                return;
+            }
+            let Some((connection, from)) = kept.accepted.pop_front() else { return };
+            let Some(permit) = kept.open.permit_for(from) else { return };
+            drop(kept);
             up(&self.ring.counters.streams_accepted);
             self.ring.hooks.strike(TRANSPORT, "stream");
             let ring = self.ring.clone();
@@ -499,11 +567,19 @@ impl Transport {
                         kept.accepting.end();
                         let from = canonical(from);
                         if ring.config.allows(from.ip()) {
-                            kept.accepted.push_back((connection, from));
-                            continue;
+                            let turn = kept.open.sources.borrow_mut().enter((connection, from));
+                            match turn {
+                                Turn::Now(stream) => {
+                                    kept.accepted.push_back(stream);
+                                    continue;
+                                }
+                                Turn::Later => continue,
+                                Turn::Never => too_many_of_source(&ring, from),
+                            }
+                        } else {
+                            // It is closed before anything is read.
+                            ring.counters.drop(Lost::NotAllowedStream);
                         }
-                        // It is closed before anything is read.
-                        ring.counters.drop(Lost::NotAllowedStream);
                         shut_out += 1;
                         if shut_out == SHUT_OUT_PER_TURN {
                             cx.waker().wake_by_ref();
@@ -520,12 +596,31 @@ impl Transport {
                     Poll::Pending => break,
                 }
             }
+            while kept.open.has_room(Use::Served, kept.accepted.len()) {
+                let next = kept.open.sources.borrow_mut().next();
+                let Some(stream) = next else { break };
+                kept.accepted.push_back(stream);
+            }
             kept.open.crowded.set(!kept.open.has_room(Use::Served, kept.accepted.len()));
+            ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
             *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
             let users = ring.outbox.is_ready(kept.open.has_room(Use::Lane, 0), cx.waker());
-            readable || users || !kept.accepted.is_empty()
+            readable || users || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
         })
     }
+}
+
+fn too_many_of_source(ring: &Shared, from: SocketAddr) {
+    ring.counters.drop(Lost::TooManyStreamsOfSource);
+    let max = ring.config.max_streams_per_source;
+    say!(
+        ring,
+        Line::TooManyOfSource,
+        warn,
+        %from,
+        max,
+        "too many streams from one address: see max_streams_per_source"
+    );
 }
 
 impl Actor for Transport {
@@ -542,8 +637,8 @@ impl Child for Transport {
     }
 }
 
-impl StreamHandler<Turn> for Transport {
-    fn handle(&mut self, _: Turn, _: &mut Context<Self>) {
+impl StreamHandler<inbox::Turn> for Transport {
+    fn handle(&mut self, _: inbox::Turn, _: &mut Context<Self>) {
         self.ring.turn(TRANSPORT, &self.ring.transport, |item| self.hear(item));
         self.ring.hooks.strike(TRANSPORT, "outbox");
         self.send_casts();

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each example uses a part of it")]
 
+pub(crate) mod access;
+
 use std::io::IsTerminal;
 
 use actix_memberlist::{Config, Evidence, MemberEvent};

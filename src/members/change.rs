@@ -1,14 +1,14 @@
 //! What a message about a member leads to: nothing, and why; or a change, and what follows from it.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use smallvec::SmallVec;
 
-use super::Case;
+use super::{Case, doubts::Doubt};
 use crate::{
     accusation::Accusation,
     member::{Member, NodeId},
-    wire::message::Message,
+    wire::message::{Alive, Message},
 };
 
 /// Why a message changed nothing.
@@ -165,6 +165,8 @@ pub struct Effects {
     pub confirmed: Option<(NodeId, Accusation)>,
     /// A suspicion ran out with fewer confirmations than hoped for.
     pub degraded: bool,
+    /// A member is gone now, and another run has claimed its name meanwhile: news, to be judged next.
+    pub claim: Option<Alive>,
 }
 
 /// What a message will change. It is a value: nothing has happened yet.
@@ -177,10 +179,16 @@ pub struct Decision {
     /// Whether this node leaves, or comes back.
     pub(super) leaving: Option<bool>,
     pub(super) limited: Option<Limited>,
+    /// Another run's claim to the name of a member that is there, and how long it is to wait.
+    pub(super) claim: Option<(Box<Alive>, Duration)>,
     pub(super) changes: SmallVec<[Change; 2]>,
     pub(super) broadcast: Option<(Arc<str>, Message)>,
     pub(super) tell: Option<(SocketAddr, u64, Message)>,
     pub(super) refuted: bool,
+    /// It was death that was refuted.
+    pub(super) returned: bool,
+    /// Another node holds a member for dead that is alive here.
+    pub(super) doubt: Option<(Arc<str>, Doubt)>,
 }
 
 impl Decision {

@@ -61,14 +61,14 @@ impl Members {
                 }
             };
             if !free {
-                return self.conflict(record, m.addr, now);
+                return self.claim(record, m.into_owned(), now);
             }
         }
         if !same_run && self.tombstones.covers(&m.id, m.incarnation) {
             return Err(Ignored::Tombstone);
         }
         let higher = m.incarnation > record.incarnation;
-        if higher && m.incarnation - record.incarnation > MAX_INCARNATION_STEP {
+        if higher && m.incarnation - record.incarnation > self.config.max_incarnation_step {
             return Err(Ignored::IncarnationStep);
         }
         if !higher && (same_run || record.state.is_present()) {
@@ -159,6 +159,17 @@ impl Members {
         Ok(Decision { tell: Some((record.addr, m.id.run(), message)), limited, ..Decision::default() })
     }
 
+    /// Somebody claims the name of a member that is there. If that is another run, its word waits: the member may be
+    /// dead without being known to be.
+    fn claim(&self, kept: &Arc<Member>, m: Alive, now: Instant) -> Verdict {
+        let mut decision = self.conflict(kept, m.addr, now)?;
+        if m.id != kept.id {
+            let within = Bounds::new(&self.config, self.roster.present()).max;
+            decision.claim = Some((Box::new(m), within));
+        }
+        Ok(decision)
+    }
+
     pub(super) fn conflict(&self, kept: &Arc<Member>, other: SocketAddr, now: Instant) -> Verdict {
         let name = kept.id.shared_name();
         if !self.conflicts.allows(name, now) {
@@ -195,7 +206,7 @@ impl Members {
         }
         let record = self.accused(&m.id, m.incarnation)?;
         if record.id == self.local.id {
-            return self.refute(m.incarnation, rng);
+            return self.answer(&m.from, m.incarnation, now, rng);
         }
         let name = record.id.shared_name();
         let broadcast = || Some((name.clone(), Message::Suspect(m.clone())));
@@ -213,7 +224,7 @@ impl Members {
                 let change = Change::Suspected { member: member.clone(), why: accusation.clone() };
                 Ok(Decision {
                     put: Some(member),
-                    suspicion: Step::Start(Box::new(Case { suspicion, accusation })),
+                    suspicion: Step::Start(Box::new(Case { suspicion, accusation, renewed: false })),
                     changes: SmallVec::from_iter([change]),
                     broadcast: broadcast(),
                     ..Decision::default()
@@ -249,7 +260,8 @@ impl Members {
         }
         let record = self.accused(&m.id, m.incarnation)?;
         if record.id == self.local.id {
-            return self.refute(m.incarnation, rng);
+            let answer = self.answer(&m.from, m.incarnation, now, rng)?;
+            return Ok(Decision { returned: true, ..answer });
         }
         let state = if m.is_left() { MemberState::Left } else { MemberState::Dead };
         if record.state == MemberState::Left || record.state == state {
@@ -291,7 +303,7 @@ impl Members {
         if incarnation < record.incarnation {
             return Err(Ignored::Stale);
         }
-        if incarnation - record.incarnation > MAX_INCARNATION_STEP {
+        if incarnation - record.incarnation > self.config.max_incarnation_step {
             return Err(Ignored::IncarnationStep);
         }
         Ok(record)
@@ -320,11 +332,23 @@ impl Members {
     /// another run, which starts from 1.
     pub(super) fn refute(&self, accused: u32, rng: &mut impl Rng) -> Verdict {
         let above = accused.max(self.local.incarnation);
-        if above - self.local.incarnation > MAX_INCARNATION_STEP {
+        if above - self.local.incarnation > self.config.max_incarnation_step {
             return Err(Ignored::IncarnationStep);
         }
         let local = Arc::new(self.above(above, rng));
         Ok(Decision { refuted: true, ..self.announce(local) })
+    }
+
+    /// This node refutes, and tells its accuser at once: after a partition gossip goes to this half alone, since the
+    /// other one is still held for dead.
+    fn answer(&self, accuser: &Arc<str>, accused: u32, now: Instant, rng: &mut impl Rng) -> Verdict {
+        let mut decision = self.refute(accused, rng)?;
+        if let (Some((_, word)), Ok(Decision { tell: Some((to, run, _)), limited, .. })) =
+            (&decision.broadcast, self.insist(accuser, now))
+        {
+            (decision.tell, decision.limited) = (Some((to, run, word.clone())), limited);
+        }
+        Ok(decision)
     }
 
     /// Whether an accusation is against this node, and older than its last word.
@@ -395,8 +419,8 @@ impl Members {
         self.suspect(&Suspect { id: id.clone(), incarnation, from, evidence }, now, rng)
     }
 
-    /// One member as another node's full state tells it. Its dead ones are suspects here: each node decides
-    /// for itself.
+    /// One member as another node's full state tells it. Its suspects and dead ones are in doubt here, and
+    /// suspects only if they do not refute soon: each node decides for itself.
     ///
     /// # Errors
     /// Why it changes nothing.
@@ -407,6 +431,9 @@ impl Members {
             // A run before this one is held for a suspect: as long as it is, this one has to outbid it.
             MemberState::Suspect if id.name() == self.local.name() && *id != self.local.id => {
                 self.alive(&remote.alive, now, rng)
+            }
+            MemberState::Suspect | MemberState::Dead if self.is_doubtful(id, *incarnation) => {
+                self.doubt(id, *incarnation)
             }
             MemberState::Suspect | MemberState::Dead => {
                 self.accuse(id, *incarnation, Evidence::PushPull, now, rng)

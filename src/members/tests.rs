@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     accusation::Evidence,
     member::{MAX_INCARNATION_STEP, PackedTags, Tags, VersionRange, Versions},
+    suspicion::Bounds,
     wire::message::{Alive, Message, Remembered, Suspect},
 };
 
@@ -317,7 +318,13 @@ fn this_node_refutes_what_is_said_of_it() {
 #[test]
 fn an_accuser_that_has_missed_a_refutation_is_told_again_once_in_a_while() {
     let mut bench = Bench::with_x();
-    bench.suspect("self", SELF_RUN, 1, "x").unwrap();
+    let first = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
+    assert!(
+        first.refuted
+            && matches!(first.tell, Some((to, _, Message::Alive(m))) if to == addr(2) && m.incarnation == 2)
+    );
+    assert_eq!(bench.suspect("self", SELF_RUN, 1, "x").unwrap_err(), Ignored::Stale);
+    bench.now += Duration::from_secs(1);
     let told = bench.suspect("self", SELF_RUN, 1, "x").unwrap();
     assert!(matches!(told.tell, Some((to, _, Message::Alive(m))) if to == addr(2) && m.incarnation == 2));
     assert!(!told.refuted && told.broadcast.is_none());
@@ -379,6 +386,29 @@ fn a_name_that_is_there_is_not_taken_from_another_address() {
 }
 
 #[test]
+fn the_claim_of_another_run_waits_until_the_name_is_free() {
+    for gone_by in ["a", "x"] {
+        let mut bench = Bench::with_x();
+        assert!(bench.alive(alive("x", RUN + 1, 1, 99)).unwrap().claim.is_none());
+        assert!(bench.suspect("x", RUN, 5, "a").unwrap().claim.is_none());
+        let claim = bench.dead("x", RUN, 5, gone_by).unwrap().claim.expect("it waits");
+        assert_eq!(names(&bench.alive(claim).unwrap()), ["joined"]);
+        assert_eq!(bench.table.roster().get("x").unwrap().id.run(), RUN + 1);
+    }
+}
+
+#[test]
+fn a_claim_is_forgotten_when_the_member_outlives_it_or_moves_itself() {
+    let mut bench = Bench::with_x();
+    bench.alive(alive("x", RUN + 1, 1, 99)).unwrap();
+    bench.now += Bounds::new(&Config::lan(), 2).max;
+    assert!(bench.dead("x", RUN, 5, "a").unwrap().claim.is_none());
+    let mut bench = Bench::with_x();
+    bench.alive(alive("x", RUN, 6, 99)).unwrap();
+    assert!(bench.dead("x", RUN, 5, "a").unwrap().claim.is_none());
+}
+
+#[test]
 fn the_same_run_reclaims_its_name_elsewhere_only_after_the_reclaim_time() {
     let config = Config { dead_node_reclaim_time: Duration::from_secs(10), ..Config::lan() };
     let mut bench = Bench::with(config);
@@ -430,6 +460,26 @@ fn weak_point_45_a_full_table_takes_nobody_in_but_for_the_longest_gone_and_never
 }
 
 #[test]
+fn who_was_held_for_dead_itself_gives_those_whom_it_suspects_their_time_again_once() {
+    let mut bench = Bench::with_x();
+    let time = Bounds::new(&Config::lan(), 6).max;
+    bench.suspect("x", RUN, 5, "self").unwrap();
+    let almost = time - Duration::from_secs(1);
+    assert!(bench.wait(almost).is_empty());
+    bench.dead("self", SELF_RUN, 1, "a").unwrap();
+    assert!(bench.wait(almost).is_empty(), "it has all the time again");
+    bench.dead("self", SELF_RUN, 2, "a").unwrap();
+    assert!(matches!(bench.wait(Duration::from_secs(2))[..], [Change::Dead { .. }]), "but only once");
+
+    let mut bench = Bench::with_x();
+    bench.suspect("x", RUN, 5, "self").unwrap();
+    assert!(bench.wait(almost).is_empty());
+    bench.suspect("self", SELF_RUN, 1, "a").unwrap();
+    let died = bench.wait(Duration::from_secs(2));
+    assert!(matches!(died[..], [Change::Dead { .. }]), "a mere suspicion is no such sign: {died:?}");
+}
+
+#[test]
 fn a_full_state_of_another_node_is_read_with_doubt() {
     let mut bench = Bench::with_x();
     for (name, run) in [("s", 1), ("d", 1), ("l", 1)] {
@@ -437,12 +487,56 @@ fn a_full_state_of_another_node_is_read_with_doubt() {
     }
     assert_eq!(names(&bench.merge(alive("new", 1, 1, 8), A).unwrap()), ["joined"]);
     for (name, state) in [("s", S), ("d", D)] {
-        let effects = bench.merge(alive(name, 1, 1, 9), state).unwrap();
-        let [(_, Change::Suspected { why, .. })] = &effects.changes[..] else { panic!() };
-        assert_eq!((&*why.by, why.evidence), ("self", Evidence::PushPull));
+        assert!(bench.merge(alive(name, 1, 1, 9), state).unwrap().changes.is_empty(), "in doubt");
     }
+    let accused: Vec<_> =
+        second(&mut bench).into_iter().chain(second(&mut bench)).flat_map(|e| e.changes).collect();
+    let [(_, Change::Suspected { why, .. }), _] = &accused[..] else { panic!("{accused:?}") };
+    assert_eq!((&*why.by, why.evidence), ("self", Evidence::PushPull));
     assert_eq!(names(&bench.merge(alive("l", 1, 1, 9), L).unwrap()), ["left"]);
     assert_eq!(bench.merge(alive("unknown", 1, 1, 9), D).unwrap_err(), Ignored::Unknown);
+}
+
+/// What time alone brings, in steps of a second.
+fn second(bench: &mut Bench) -> Vec<Effects> {
+    bench.now += Duration::from_secs(1);
+    let mut all = Vec::new();
+    while let Some(decision) = bench.table.on_time(bench.now, &mut bench.rng) {
+        all.push(bench.table.apply(decision, bench.now));
+    }
+    all
+}
+
+#[test]
+fn one_that_another_node_holds_for_dead_is_told_so_and_suspected_only_if_it_does_not_answer() {
+    let mut bench = Bench::with_x();
+    bench.merge(alive("x", RUN, 7, 2), D).unwrap();
+    assert_eq!(bench.merge(alive("x", RUN, 6, 2), D).unwrap_err(), Ignored::Stale, "it is in doubt already");
+    assert!(bench.table.due() <= bench.now + Duration::from_secs(1));
+    let told = second(&mut bench);
+    let [Effects { tell: Some((to, _, Message::Dead(word))), .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((*to, word.incarnation, &*word.from), (addr(2), 7, "self"));
+    assert_eq!(bench.state("x"), Some((A, 5)));
+    let suspected = second(&mut bench);
+    assert_eq!(names(&suspected[0]), ["suspected"]);
+    assert_eq!(bench.state("x"), Some((S, 7)));
+}
+
+#[test]
+fn a_doubt_ends_with_news_of_the_member_itself() {
+    let mut bench = Bench::with_x();
+    bench.merge(alive("x", RUN, 5, 2), D).unwrap();
+    assert_eq!(second(&mut bench).len(), 1, "told");
+    bench.alive(alive("x", RUN, 6, 2)).unwrap();
+    assert!(second(&mut bench).is_empty());
+    assert_eq!(bench.state("x"), Some((A, 6)));
+    // A far incarnation, another run and this node itself are judged as ever.
+    assert_eq!(
+        bench.merge(alive("x", RUN, 7 + MAX_INCARNATION_STEP, 2), D).unwrap_err(),
+        Ignored::IncarnationStep
+    );
+    assert_eq!(bench.merge(alive("x", 99, 9, 2), D).unwrap_err(), Ignored::OtherRun);
+    assert!(bench.merge(alive("self", SELF_RUN, 1, 1), D).unwrap().refuted);
 }
 
 #[test]
@@ -609,6 +703,20 @@ fn weak_point_38_an_incarnation_far_above_the_known_one_is_refused() {
     }
     assert_eq!((bench.state("x"), bench.table.local().incarnation), (Some((A, 5)), 1));
     assert_eq!(bench.alive(alive("new", RUN, u32::MAX, 3)).unwrap_err(), Ignored::IncarnationStep);
+}
+
+#[test]
+fn weak_point_38_the_highest_step_of_an_incarnation_is_a_setting() {
+    let mut bench = Bench::with(Config { max_incarnation_step: 100_000, ..Config::lan() });
+    bench.alive(alive("x", RUN, 500_000, 2)).expect("a newcomer may have had a long life");
+    let far = 600_001;
+    assert_eq!(bench.suspect("x", RUN, far, "a").unwrap_err(), Ignored::IncarnationStep);
+    assert_eq!(bench.dead("x", RUN, far, "a").unwrap_err(), Ignored::IncarnationStep);
+    assert_eq!(bench.alive(alive("x", RUN, far, 2)).unwrap_err(), Ignored::IncarnationStep);
+    assert_eq!(bench.suspect("self", SELF_RUN, 100_002, "a").unwrap_err(), Ignored::IncarnationStep);
+    assert!(bench.suspect("self", SELF_RUN, 100_001, "a").is_ok());
+    assert_eq!(bench.table.local().incarnation, 100_002);
+    assert!(bench.alive(alive("x", RUN, far - 1, 2)).is_ok());
 }
 
 #[test]

@@ -224,10 +224,10 @@ fn one_that_is_held_for_gone_and_pings_is_told_of_it() {
     for (state, told) in [(MemberState::Suspect, true), (MemberState::Dead, true), (MemberState::Left, true)]
     {
         bench.put(member(1).turned(state, 6, bench.now));
-        let answer = bench.detector.ping(&ping, addr(1), &Bytes::new(), &bench.view);
+        let answer = bench.detector.ping(&ping, addr(1), Piggyback::Yes, &Bytes::new(), &bench.view);
         let Ok(Action::Send { messages, .. }) = answer else { panic!() };
         assert_eq!(messages.len() == 2, told, "{state}");
-        let from_elsewhere = bench.detector.ping(&ping, addr(9), &Bytes::new(), &bench.view);
+        let from_elsewhere = bench.detector.ping(&ping, addr(9), Piggyback::Yes, &Bytes::new(), &bench.view);
         assert!(matches!(from_elsewhere, Ok(Action::Send { messages, .. }) if messages.len() == 1));
     }
 }
@@ -309,8 +309,9 @@ fn a_node_that_left_accuses_nobody() {
 fn only_the_run_that_is_meant_answers_a_ping() {
     let bench = Bench::new(2);
     let ping = |target: NodeId| Ping { seq: 5, target, from: id("m1") };
-    let answer =
-        |ping: &Ping, from| bench.detector.ping(ping, from, &Bytes::from_static(b"load"), &bench.view);
+    let answer = |ping: &Ping, from| {
+        bench.detector.ping(ping, from, Piggyback::Yes, &Bytes::from_static(b"load"), &bench.view)
+    };
     assert_eq!(answer(&ping(id("other")), addr(1)), Err(Unheard::NotForMe));
     assert_eq!(answer(&ping(NodeId::new("self", 99)), addr(1)), Err(Unheard::NotForMe));
     let Ok(Action::Send { to, messages, piggyback, .. }) = answer(&ping(id("self")), addr(1)) else {
@@ -324,7 +325,7 @@ fn only_the_run_that_is_meant_answers_a_ping() {
 fn weak_point_34_a_stranger_is_answered_where_it_is_and_with_less_than_it_sent() {
     let bench = Bench::new(2);
     let ping = Ping { seq: 5, target: id("self"), from: id("stranger") };
-    let answer = bench.detector.ping(&ping, addr(77), &vec![0; 400].into(), &bench.view);
+    let answer = bench.detector.ping(&ping, addr(77), Piggyback::Yes, &vec![0; 400].into(), &bench.view);
     let Ok(Action::Send { to, messages, piggyback, .. }) = answer else { panic!() };
     assert_eq!((to, piggyback), (addr(77), Piggyback::No));
     assert_eq!(messages[0], Message::Ack(Ack { seq: 5, payload: Bytes::new() }));
@@ -341,18 +342,63 @@ fn weak_point_34_nobody_is_pinged_for_others_who_is_no_member() {
 }
 
 #[test]
-fn weak_point_35_a_stranger_has_members_pinged_without_news() {
+fn weak_point_35_a_stranger_has_nobody_pinged_and_is_told_so_at_once() {
     let mut bench = Bench::new(2);
-    for (from, at, piggyback) in
-        [("m1", 1, Piggyback::Yes), ("stranger", 77, Piggyback::No), ("m1", 77, Piggyback::No)]
-    {
-        let request = IndirectPing { seq: 1, target: id("m2"), addr: addr(2), from: id(from) };
-        let sent = bench.detector.indirect_ping(&request, addr(at), &bench.view, bench.now, &mut bench.rng);
-        assert!(matches!(sent, Ok(Action::Send { piggyback: p, .. }) if p == piggyback), "{from} {at}");
+    let request = |from| IndirectPing { seq: 9, target: id("m2"), addr: addr(2), from: id(from) };
+    for (from, at) in [("stranger", 77), ("m1", 77)] {
+        let sent =
+            bench.detector.indirect_ping(&request(from), addr(at), &bench.view, bench.now, &mut bench.rng);
+        let messages = smallvec![Message::Nack(Nack { seq: 9 })];
+        let nack = Action::Send {
+            to: addr(at),
+            run: id(from).run(),
+            messages,
+            piggyback: Piggyback::No,
+            report: None,
+        };
+        assert_eq!(sent, Ok(nack), "{from}");
     }
+    assert!(bench.detector.relays.is_empty());
+    let sent = bench.detector.indirect_ping(&request("m1"), addr(1), &bench.view, bench.now, &mut bench.rng);
+    assert!(matches!(sent, Ok(Action::Send { to, piggyback: Piggyback::Yes, .. }) if to == addr(2)));
     let oneself = IndirectPing { seq: 1, target: id("self"), addr: addr(0), from: id("m1") };
     let answer = bench.detector.indirect_ping(&oneself, addr(1), &bench.view, bench.now, &mut bench.rng);
     assert_eq!(answer, Err(Unheard::UnknownTarget));
+}
+
+#[test]
+fn weak_point_34_a_member_whose_datagram_has_had_its_news_gets_an_ack_alone() {
+    let bench = Bench::new(2);
+    let ping = Ping { seq: 5, target: id("self"), from: id("m1") };
+    let answer = bench.detector.ping(&ping, addr(1), Piggyback::No, &vec![0; 400].into(), &bench.view);
+    let Ok(Action::Send { messages, piggyback, .. }) = answer else { panic!() };
+    assert_eq!(piggyback, Piggyback::No);
+    assert_eq!(messages[..], [Message::Ack(Ack { seq: 5, payload: Bytes::new() })]);
+}
+
+#[test]
+fn weak_point_27_one_asker_does_not_use_up_the_indirect_pings_of_others() {
+    let config =
+        Config { max_relays: 5, max_relays_per_source: 3, probe_interval: Duration::ZERO, ..Config::lan() };
+    let mut bench = Bench::with(3, config);
+    let ask = |bench: &mut Bench, from: usize| {
+        let request =
+            IndirectPing { seq: 70, target: id("m3"), addr: addr(3), from: id(&format!("m{from}")) };
+        bench.detector.indirect_ping(&request, addr(from), &bench.view, bench.now, &mut bench.rng)
+    };
+    let seqs: Vec<_> = (0..3).map(|_| pings(&[ask(&mut bench, 1).unwrap()])[0].seq).collect();
+    assert_eq!(ask(&mut bench, 1), Err(Unheard::TooManyRelaysOfSource));
+    assert!(ask(&mut bench, 2).is_ok() && ask(&mut bench, 2).is_ok(), "another one has room");
+    assert_eq!(ask(&mut bench, 2), Err(Unheard::TooManyRelays));
+    // What has its answer makes room for the next, and so does time.
+    bench.ack(seqs[0]).unwrap();
+    assert!(ask(&mut bench, 1).is_ok());
+    assert_eq!(ask(&mut bench, 1), Err(Unheard::TooManyRelaysOfSource));
+    while bench.detector.due().is_some() {
+        bench.step();
+    }
+    assert!(bench.detector.relays_of.is_empty());
+    assert!(ask(&mut bench, 1).is_ok());
 }
 
 #[test]
@@ -484,8 +530,8 @@ fn questions_are_bounded_and_make_room_when_they_end() {
 fn a_ping_of_run_0_is_answered_by_any_run_of_the_name_alone() {
     let bench = Bench::new(2);
     let ping = |name| Ping { seq: 5, target: NodeId::new(name, NodeId::ANY_RUN), from: id("m1") };
-    assert!(bench.detector.ping(&ping("self"), addr(1), &Bytes::new(), &bench.view).is_ok());
-    let other = bench.detector.ping(&ping("other"), addr(1), &Bytes::new(), &bench.view);
+    assert!(bench.detector.ping(&ping("self"), addr(1), Piggyback::Yes, &Bytes::new(), &bench.view).is_ok());
+    let other = bench.detector.ping(&ping("other"), addr(1), Piggyback::Yes, &Bytes::new(), &bench.view);
     assert_eq!(other, Err(Unheard::NotForMe));
 }
 

@@ -48,7 +48,8 @@ impl Labels {
         Ok(())
     }
 
-    fn accept(&self, label: &[u8]) -> bool {
+    /// Whether a node with these hears whoever says that label.
+    pub fn hears(&self, label: &[u8]) -> bool {
         self.own.as_bytes() == label || self.accepted.iter().any(|accepted| accepted.as_bytes() == label)
     }
 
@@ -213,7 +214,7 @@ impl Guard {
         runs: impl FnOnce(&mut dyn FnMut(u64)),
     ) -> Result<Unwrapped<'a>, WireError> {
         let Head { label, flags, len } = Head::of(packet)?;
-        if !self.labels.accept(label) {
+        if !self.labels.hears(label) {
             return Err(WireError::Label);
         }
         let (sealed, body) = if flags & SEALED != 0 {
@@ -261,7 +262,7 @@ impl Guard {
     /// # Errors
     /// [`WireError::Label`], [`WireError::Unsealed`], [`WireError::Flags`], [`WireError::Sealed`].
     pub fn admit_stream(&self, head: Head<'_>) -> Result<bool, WireError> {
-        if !self.labels.accept(head.label) {
+        if !self.labels.hears(head.label) {
             return Err(WireError::Label);
         }
         match head.flags {

@@ -10,8 +10,11 @@ use actix_memberlist::{
 use futures_util::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
+pub mod agents;
 pub mod dns;
+pub mod hosts;
 pub mod log;
+pub mod netns;
 pub mod story;
 
 /// The program in the README compiles and runs.
@@ -23,7 +26,7 @@ pub struct Readme;
 pub fn paused<T>(test: impl Future<Output = T>) -> T {
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_current_thread();
-        builder.enable_all().start_paused(true).build().expect("a runtime")
+        builder.enable_time().start_paused(true).build().expect("a runtime")
     };
     System::with_tokio_rt(runtime).block_on(test)
 }
@@ -51,6 +54,13 @@ impl World {
         let trace = Trace::keeping(200);
         let network = MemoryNetwork::new(seed).with_trace(trace.clone());
         Self { network, trace, nodes: Vec::new(), config, seed }
+    }
+
+    /// The same without a record of what happens, which takes more time than the nodes themselves. Call it before
+    /// the first node is started.
+    #[must_use]
+    pub fn unrecorded(self) -> Self {
+        Self { network: MemoryNetwork::new(self.seed), ..self }
     }
 
     /// A builder of the next node, to be changed before it is started.

@@ -47,7 +47,7 @@ mod search;
 
 pub use command::FromCommand;
 pub use file::FromFile;
-pub(crate) use search::{Source, search};
+pub(crate) use search::{Running, Source, search};
 
 /// Sources that one node may have.
 pub(crate) const MAX_SOURCES: usize = 16;

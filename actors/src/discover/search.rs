@@ -11,7 +11,7 @@ use super::{
     apart::{Answer, Apart, Trouble},
 };
 use crate::{
-    errors::JoinError,
+    errors::{JoinError, Refusal},
     join::{self, Members},
     logs::{self, Line, say},
     metrics::{Lost, up},
@@ -23,6 +23,10 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Longest pause of a node that is alone.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Longest pause of a node that is refused for its name: it waits for the others to find its former run dead, which
+/// takes some seconds.
+const LONGEST_REFUSED: Duration = Duration::from_secs(5);
 
 /// Pauses are longer or shorter by up to this part, so that nodes started together do not stay together.
 const JITTER: f64 = 0.25;
@@ -53,7 +57,7 @@ impl Source {
             From::Fixed(seeds) => Asked::Fixed(seeds),
             From::Asked(source) => Asked::Apart(Apart::start(source, limit)?),
         };
-        Ok(Running { kind: self.kind, limit, from })
+        Ok(Running { kind: self.kind, limit, interval: None, from })
     }
 }
 
@@ -61,7 +65,16 @@ impl Source {
 pub(crate) struct Running {
     kind: &'static str,
     limit: Duration,
+    /// Time between two looks in company, if it is not the one of the settings.
+    interval: Option<Duration>,
     from: Asked,
+}
+
+impl Running {
+    /// The members that a node knew before it was started anew. They are of interest as long as it is alone.
+    pub(crate) fn remembered(seeds: Vec<String>, limit: Duration) -> Self {
+        Self { kind: "the rejoin file", limit, interval: Some(Duration::ZERO), from: Asked::Fixed(seeds) }
+    }
 }
 
 enum Asked {
@@ -75,6 +88,8 @@ enum Company {
     /// It has left, and must not come back by itself.
     Gone,
     Alone,
+    /// It sees others, but the cluster that it looks for does not let it in yet.
+    Refused,
     Some,
 }
 
@@ -102,7 +117,8 @@ impl Pace {
 
     /// The pause before the next look; none if there is nothing to look for.
     fn pause(&mut self, company: Company) -> Option<Duration> {
-        let longest = if self.interval.is_zero() { LONGEST_PAUSE } else { self.interval.min(LONGEST_PAUSE) };
+        let longest = if company == Company::Refused { LONGEST_REFUSED } else { LONGEST_PAUSE };
+        let longest = if self.interval.is_zero() { longest } else { self.interval.min(longest) };
         let pause = match company {
             Company::Gone => return None,
             Company::Some if self.interval.is_zero() => return None,
@@ -110,7 +126,7 @@ impl Pace {
                 self.alone = FIRST_PAUSE;
                 self.interval
             }
-            Company::Alone => {
+            Company::Alone | Company::Refused => {
                 let pause = self.alone.min(longest);
                 self.alone = (pause * 2).min(longest);
                 pause
@@ -120,17 +136,30 @@ impl Pace {
     }
 }
 
+/// What became of a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// There was nobody new, or there were only such as have been joined, or are not there.
+    All,
+    /// Somebody still holds another run for the one of this node's name. That run may be dead without being known to
+    /// be; those who are in the same position are company, but not the cluster that the node looks for.
+    Refused,
+}
+
 /// Asks one source for as long as the node runs.
 pub(crate) async fn search(doors: Arc<Doors>, source: Running, rng: Xoshiro256PlusPlus) {
     let mut view = doors.view.subscribe();
-    let mut pace = Pace::new(doors.config.discover_interval, rng);
-    let mut due = true;
+    let mut pace = Pace::new(source.interval.unwrap_or(doors.config.discover_interval), rng);
+    let (mut due, mut found) = (true, Found::All);
     loop {
         if due {
-            look(&doors, &source).await;
+            found = look(&doors, &source).await;
         }
         let company = Company::of(&view.borrow_and_update());
-        let pause = pace.pause(company);
+        let pause = pace.pause(match (company, found) {
+            (Company::Some | Company::Alone, Found::Refused) => Company::Refused,
+            _ => company,
+        });
         let changed = view.wait_for(|view| Company::of(view) != company);
         due = match pause {
             None => {
@@ -143,7 +172,7 @@ pub(crate) async fn search(doors: Arc<Doors>, source: Running, rng: Xoshiro256Pl
 }
 
 /// Asks once, and joins who is new.
-async fn look(doors: &Arc<Doors>, source: &Running) {
+async fn look(doors: &Arc<Doors>, source: &Running) -> Found {
     let kind = source.kind;
     up(&doors.counters.discoveries);
     let mut seeds = match asked(doors, source).await {
@@ -157,7 +186,7 @@ async fn look(doors: &Arc<Doors>, source: &Running) {
             };
             let trouble = logs::text(trouble);
             say!(doors, of, warn, source = kind, %trouble, "a source of seeds gave none");
-            return;
+            return Found::All;
         }
     };
     if seeds.len() > MAX_SEEDS {
@@ -166,18 +195,26 @@ async fn look(doors: &Arc<Doors>, source: &Running) {
         say!(doors, Line::TooManySeeds, warn, source = kind, seeds = n, max, "a source has too many seeds");
         seeds.truncate(MAX_SEEDS);
     }
+    let taken = |error: &JoinError| *error == JoinError::Refused(Refusal::NameTaken);
     match join::join(doors.clone(), seeds, Members::Skip).await {
         Ok(joined) => {
+            let refused = joined.failed.iter().any(|(_, error)| taken(error));
             for (seed, error) in joined.failed {
                 let (seed, error) = (logs::name(&seed), logs::text(error));
                 say!(doors, Line::SeedNotJoined, debug, source = kind, %seed, %error, "a seed was not joined");
             }
+            if refused { Found::Refused } else { Found::All }
         }
-        Err(JoinError::Stopped) => {}
+        Err(JoinError::Stopped) => Found::All,
         Err(error) => {
             let of = if error == JoinError::NoSeeds { Line::NoSeeds } else { Line::NoneJoined };
+            let refused = match &error {
+                JoinError::NoneReached(failed) => failed.iter().any(|(_, error)| taken(error)),
+                error => taken(error),
+            };
             let error = logs::text(error);
             say!(doors, of, warn, source = kind, %error, "no seed of a source could be joined");
+            if refused { Found::Refused } else { Found::All }
         }
     }
 }
@@ -226,6 +263,12 @@ mod tests {
         about(&pauses(30, Company::Alone, 7), &[1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]);
         about(&pauses(3, Company::Alone, 4), &[1.0, 2.0, 3.0, 3.0]);
         about(&pauses(0, Company::Alone, 5), &[1.0, 2.0, 4.0, 8.0, 10.0]);
+    }
+
+    #[test]
+    fn refused_for_its_name_it_looks_again_soon_in_any_company() {
+        about(&pauses(30, Company::Refused, 5), &[1.0, 2.0, 4.0, 5.0, 5.0]);
+        about(&pauses(0, Company::Refused, 5), &[1.0, 2.0, 4.0, 5.0, 5.0]);
     }
 
     #[test]

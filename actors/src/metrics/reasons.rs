@@ -23,6 +23,8 @@ pub(crate) enum Lost {
     Pruned,
     /// A stream that was not opened for want of room.
     TooManyStreams,
+    /// A stream that was closed because too many from its address are open and wait.
+    TooManyStreamsOfSource,
     /// A stream that took too long.
     StreamTimeout,
     /// A stream that broke.
@@ -78,7 +80,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 33] = [
+    pub(crate) const ALL: [(Self, &'static str); 34] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -86,6 +88,7 @@ impl Lost {
         (Self::NoRoom, "no_room"),
         (Self::Pruned, "pruned"),
         (Self::TooManyStreams, "too_many_streams"),
+        (Self::TooManyStreamsOfSource, "too_many_streams_of_source"),
         (Self::StreamTimeout, "stream_timeout"),
         (Self::StreamBroken, "stream_broken"),
         (Self::StreamRefused, "stream_refused"),
@@ -133,9 +136,11 @@ impl Lost {
             Self::WouldBlock | Self::SendFailed => "packets_out",
             Self::ReadFailed | Self::AcceptFailed => "sockets",
             Self::NoRoom | Self::Pruned => "broadcasts",
-            Self::TooManyStreams | Self::StreamTimeout | Self::StreamBroken | Self::StreamRefused => {
-                "streams"
-            }
+            Self::TooManyStreams
+            | Self::TooManyStreamsOfSource
+            | Self::StreamTimeout
+            | Self::StreamBroken
+            | Self::StreamRefused => "streams",
             Self::SeenBroadcast
             | Self::NoHandler
             | Self::HandlerBusy

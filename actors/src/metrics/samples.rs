@@ -94,6 +94,10 @@ pub const TABLE: &[Described] = &[
     described("memberlist_restarts", C, "", &["actor"], "restarts after panics"),
     described("memberlist_discoveries", C, "", &[], "times that a source of seeds was asked"),
     described("memberlist_discoveries_failed", C, "", &[], "times that a source of seeds gave no answer"),
+    described("memberlist_heal_attempts", C, "", &[], "attempts to reach somebody who is missing"),
+    described("memberlist_heals", C, "", &[], "attempts that ended with an exchange of states"),
+    described("memberlist_rejoin_saves", C, "", &[], "times that the rejoin file was written"),
+    described("memberlist_rejoin_failures", C, "", &[], "times that the rejoin file was of no use"),
     described("memberlist_user_messages_sent", C, "", &[], "users' messages over streams that were taken"),
     described("memberlist_user_messages_waiting", G, "", &[], "users' messages to single nodes that wait"),
     described("memberlist_stalls", C, "", &[], "handlers of the node that hung"),
@@ -217,6 +221,10 @@ impl Metrics {
         }
         all.counter("memberlist_discoveries", self.discoveries);
         all.counter("memberlist_discoveries_failed", self.discoveries_failed);
+        all.counter("memberlist_heal_attempts", self.heal_attempts);
+        all.counter("memberlist_heals", self.heals);
+        all.counter("memberlist_rejoin_saves", self.rejoin_saves);
+        all.counter("memberlist_rejoin_failures", self.rejoin_failures);
         all.counter("memberlist_user_messages_sent", self.user_messages_sent);
         all.gauge("memberlist_user_messages_waiting", self.user_messages_waiting);
         all.counter("memberlist_stalls", self.stalls);

@@ -17,8 +17,9 @@ use super::{Binding, Connection, Dialing, Endpoint, Host, Interface, Network};
 /// at once, and the kernel retries what it dropped only after a second.
 const BACKLOG: i32 = 4096;
 
-/// What is asked of the kernel for datagrams that wait to be read; it may give less.
-const RECEIVE_BUFFER: usize = 4 << 20;
+/// What is asked of the kernel for datagrams that wait to be read; it may give less. It counts what is around
+/// them as well, and doubles the number for that: 16 MiB in all, which a flood may fill.
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// Attempts to find one port that is free for UDP and TCP alike.
 const PORT_ATTEMPTS: usize = 10;
@@ -94,11 +95,20 @@ impl Sockets {
 
         let udp = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
         bind(&udp, local)?;
-        // Less than asked for is no reason to fail: a flood then drops earlier.
-        let _ = udp.set_recv_buffer_size(RECEIVE_BUFFER);
+        enlarge(&udp);
 
         Ok(Self { udp: UdpSocket::from_std(udp.into())?, tcp: TcpListener::from_std(tcp.into())?, local })
     }
+}
+
+/// Who administers the network may go beyond the system's limit. Less than asked for is no reason to fail: a flood
+/// then drops earlier.
+fn enlarge(udp: &Socket) {
+    #[cfg(target_os = "linux")]
+    if nix::sys::socket::setsockopt(udp, nix::sys::socket::sockopt::RcvBufForce, &RECEIVE_BUFFER).is_ok() {
+        return;
+    }
+    let _ = udp.set_recv_buffer_size(RECEIVE_BUFFER);
 }
 
 fn bind(socket: &Socket, addr: SocketAddr) -> io::Result<()> {

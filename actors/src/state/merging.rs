@@ -152,7 +152,7 @@ impl NodeState {
                 let (left, rounds) = if grown { (left, SOON) } else { (left.min(1), SETTLED) };
                 self.follow_up(left, rounds, now);
             }
-            Some(Exchange::Periodic) | None => {}
+            Some(Exchange::Periodic | Exchange::Heal) | None => {}
         }
         if let Some(reply) = merging.reply {
             self.publish();

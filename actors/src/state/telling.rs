@@ -1,8 +1,10 @@
 //! What becomes of members, for the log, the metrics and the history of accusations.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
-use memberlist_protocol::{accusation::Outcome, member::MemberState, members::Change};
+use memberlist_protocol::{
+    accusation::Outcome, member::MemberState, members::Change, wire::message::Message,
+};
 
 use crate::{
     logs::{self, Line, say},
@@ -157,4 +159,16 @@ pub(super) fn kind(change: &Change) -> String {
         Change::Reaped(id) => format!("reaped {id}"),
         Change::Conflict { kept, other } => format!("conflict {} {other}", kept.id),
     }
+}
+
+/// What news is about, and so what older news it replaces: a run. Of one name that was started anew the death of the
+/// old run goes on beside the word of the new one, for those who would else hold the name for taken.
+pub(super) fn subject(name: &Arc<str>, message: &Message) -> Arc<str> {
+    let run = match message {
+        Message::Alive(m) => m.id.run(),
+        Message::Suspect(m) => m.id.run(),
+        Message::Dead(m) => m.id.run(),
+        _ => return name.clone(),
+    };
+    format!("{name}#{run:016x}").into()
 }
