@@ -24,6 +24,7 @@ pub struct Readme;
 
 /// Runs a test on a paused clock: time passes when everybody waits.
 pub fn paused<T>(test: impl Future<Output = T>) -> T {
+    log::ready();
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         builder.enable_time().start_paused(true).build().expect("a runtime")

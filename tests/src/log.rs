@@ -2,11 +2,11 @@
 
 use std::{
     fmt::{Debug, Write},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
 use tracing::{
-    Event, Level, Metadata, Subscriber,
+    Dispatch, Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     span,
 };
@@ -28,9 +28,19 @@ pub struct Line {
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<Line>>>);
 
+/// As long as tracing knows of a single subscriber, a line that is said first where that one does not listen is
+/// taken for one that nobody wants. With two more it asks all of them.
+static OTHERS: LazyLock<[Dispatch; 2]> = LazyLock::new(|| [(); 2].map(|()| Dispatch::new(Log::default())));
+
+/// Sees to it that what other tests say, or said before, keeps no line from a [`Log`].
+pub(crate) fn ready() {
+    LazyLock::force(&OTHERS);
+}
+
 impl Log {
     /// Runs a test, and gives it what is logged.
     pub fn of<T, F: Future<Output = T>>(test: impl FnOnce(Log) -> F) -> T {
+        ready();
         let log = Self::default();
         tracing::subscriber::with_default(log.clone(), || paused(test(log)))
     }
