@@ -396,6 +396,10 @@ fn weak_point_37_packets_that_were_recorded_change_nothing_wherever_they_are_pla
                     recorded.iter().filter(|d| there(d.from)).map(|d| (d.to, d.from, d.bytes.to_vec())),
                 )
                 .await;
+            let dropped = stage.dropped();
+            for reason in ["seal", "replayed", "reflected"] {
+                assert!(dropped[reason] > 100, "{reason}: {dropped:?}");
+            }
         });
     }
 }
