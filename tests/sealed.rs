@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use actix::{Actor, Context, Handler};
 use actix_memberlist::{
-    Cluster, ClusterBuilder, Config, JoinError, Key, Keyring, MemberState, Refusal, Sealing,
+    Cluster, ClusterBuilder, Config, JoinError, Key, Keyring, MemberState, Refusal, Sealing, UserBytes,
 };
 use memberlist_tests::{World, addr, log::Log, paused};
 
@@ -115,6 +116,42 @@ fn what_goes_over_streams_is_compressed_where_it_pays() {
             sizes.push(world.nodes[1].metrics().stream_bytes_sent);
         }
         assert!(sizes[1] + 300 < sizes[0], "{sizes:?}");
+    });
+}
+
+struct Ear;
+
+impl Actor for Ear {
+    type Context = Context<Self>;
+}
+
+impl Handler<UserBytes> for Ear {
+    type Result = ();
+    fn handle(&mut self, _: UserBytes, _: &mut Context<Self>) {}
+}
+
+#[test]
+fn what_is_compressed_arrives_whatever_its_length() {
+    paused(async {
+        for with_seals in [false, true] {
+            let mut world = World::new(13, Config::lan());
+            for i in 0..2 {
+                let builder = world.builder(i);
+                let builder = if with_seals { builder.key(key(1)) } else { builder };
+                world.nodes.push(builder.start().await.expect("it starts"));
+            }
+            world.nodes[1].join(&[&addr(0).to_string()]).await.expect("it joins");
+            world.nodes[0].serve_bytes(Ear.start().recipient()).expect("the first").detach();
+            let peer = world.nodes[1].peers().into_iter().next().expect("it has joined");
+            for len in [17_000, 40_000, 64 << 10, 70_000, 1 << 20, 20 << 20] {
+                let text: Vec<u8> = (0..len).map(|i| b"a member, "[i % 10] ^ (i / 500) as u8 & 3).collect();
+                let before = world.nodes[1].metrics().stream_bytes_sent;
+                let sent = peer.send_bytes(text.into()).expect("there is room").await;
+                assert!(sent.is_ok(), "{len}: {sent:?}");
+                assert!(world.nodes[1].metrics().stream_bytes_sent - before < len as u64 / 2);
+            }
+            assert_eq!(world.nodes[0].metrics().dropped["stream_timeout"], 0);
+        }
     });
 }
 
