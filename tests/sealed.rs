@@ -263,6 +263,26 @@ fn a_key_that_was_installed_by_hand_never_travels_under_another_one() {
 }
 
 #[test]
+fn a_change_does_not_give_a_key_that_was_installed_by_hand_to_a_member_without_it() {
+    paused(async {
+        let mut world = sealed(12, 3).await;
+        for node in &world.nodes {
+            node.keyring().expect("it has one").install(key(2)).expect("there is room");
+        }
+        let thief = with_key(&world, 3, 1).start().await.expect("it starts");
+        thief.join(&[&addr(1).to_string()]).await.expect("it joins");
+        world.nodes.push(thief);
+        assert!(agree(&world, 4).await, "{}", world.disagreements(4));
+        let ring = world.nodes[0].keyring().expect("it has one");
+        let report = ring.rotate_cluster(&world.nodes[0], key(2), Duration::from_secs(5)).await;
+        let report = report.expect_err("one does not have it");
+        assert_eq!((report.step, report.members, report.acknowledged), ("install", 4, 3));
+        assert!(report.to_string().contains("installed by hand"), "{report}");
+        assert_eq!(world.nodes[3].keyring().expect("it has one").list(), [key(1)]);
+    });
+}
+
+#[test]
 fn keys_are_added_from_many_threads_at_once_and_none_is_lost() {
     let ring = Keyring::new(key(1));
     std::thread::scope(|scope| {
