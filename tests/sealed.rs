@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use actix::{Actor, Context, Handler};
 use actix_memberlist::{
-    Cluster, ClusterBuilder, Config, JoinError, Key, Keyring, MemberState, Refusal, Sealing,
+    Cluster, ClusterBuilder, Config, JoinError, Key, Keyring, MemberState, Refusal, Sealing, UserBytes,
 };
 use memberlist_tests::{World, addr, log::Log, paused};
 
@@ -118,6 +119,42 @@ fn what_goes_over_streams_is_compressed_where_it_pays() {
     });
 }
 
+struct Ear;
+
+impl Actor for Ear {
+    type Context = Context<Self>;
+}
+
+impl Handler<UserBytes> for Ear {
+    type Result = ();
+    fn handle(&mut self, _: UserBytes, _: &mut Context<Self>) {}
+}
+
+#[test]
+fn what_is_compressed_arrives_whatever_its_length() {
+    paused(async {
+        for with_seals in [false, true] {
+            let mut world = World::new(13, Config::lan());
+            for i in 0..2 {
+                let builder = world.builder(i);
+                let builder = if with_seals { builder.key(key(1)) } else { builder };
+                world.nodes.push(builder.start().await.expect("it starts"));
+            }
+            world.nodes[1].join(&[&addr(0).to_string()]).await.expect("it joins");
+            world.nodes[0].serve_bytes(Ear.start().recipient()).expect("the first").detach();
+            let peer = world.nodes[1].peers().into_iter().next().expect("it has joined");
+            for len in [17_000, 40_000, 64 << 10, 70_000, 1 << 20, 20 << 20] {
+                let text: Vec<u8> = (0..len).map(|i| b"a member, "[i % 10] ^ (i / 500) as u8 & 3).collect();
+                let before = world.nodes[1].metrics().stream_bytes_sent;
+                let sent = peer.send_bytes(text.into()).expect("there is room").await;
+                assert!(sent.is_ok(), "{len}: {sent:?}");
+                assert!(world.nodes[1].metrics().stream_bytes_sent - before < len as u64 / 2);
+            }
+            assert_eq!(world.nodes[0].metrics().dropped["stream_timeout"], 0);
+        }
+    });
+}
+
 #[test]
 fn a_cluster_is_taken_to_another_key() {
     paused(async {
@@ -222,6 +259,26 @@ fn a_key_that_was_installed_by_hand_never_travels_under_another_one() {
         assert!(world.nodes.iter().all(|node| node.keyring().expect("it has one").list() == [key(2)]));
         // To use it and to forget the other, but not to install it.
         assert!(world.nodes[1..].iter().all(|node| node.metrics().orders == 2));
+    });
+}
+
+#[test]
+fn a_change_does_not_give_a_key_that_was_installed_by_hand_to_a_member_without_it() {
+    paused(async {
+        let mut world = sealed(12, 3).await;
+        for node in &world.nodes {
+            node.keyring().expect("it has one").install(key(2)).expect("there is room");
+        }
+        let thief = with_key(&world, 3, 1).start().await.expect("it starts");
+        thief.join(&[&addr(1).to_string()]).await.expect("it joins");
+        world.nodes.push(thief);
+        assert!(agree(&world, 4).await, "{}", world.disagreements(4));
+        let ring = world.nodes[0].keyring().expect("it has one");
+        let report = ring.rotate_cluster(&world.nodes[0], key(2), Duration::from_secs(5)).await;
+        let report = report.expect_err("one does not have it");
+        assert_eq!((report.step, report.members, report.acknowledged), ("install", 4, 3));
+        assert!(report.to_string().contains("installed by hand"), "{report}");
+        assert_eq!(world.nodes[3].keyring().expect("it has one").list(), [key(1)]);
     });
 }
 

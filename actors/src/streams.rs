@@ -424,9 +424,9 @@ impl<'a> Line<'a> {
         Ok(body.into())
     }
 
-    /// Makes room in memory for more of a body, of which `left` bytes are to come.
+    /// Makes more room in memory for a body, of which `left` bytes have none so far.
     async fn reserve(&mut self, body: &mut Vec<u8>, left: usize, deadline: Instant) -> Result<(), Failure> {
-        let step = body.len().clamp(*STEP.start(), *STEP.end()).min(left);
+        let step = body.capacity().clamp(*STEP.start(), *STEP.end()).min(left);
         let kib = u32::try_from(step.div_ceil(1024)).unwrap_or(u32::MAX);
         self.of_source(kib, deadline).await?;
         let room = timeout_at(deadline, self.ring.bodies.acquire_many(kib)).await;
@@ -435,7 +435,8 @@ impl<'a> Line<'a> {
             Some(held) => held.merge(room),
             none => *none = Some(room),
         }
-        body.reserve_exact(step);
+        // A block may need more than one step: what is there already is not this one's.
+        body.reserve_exact(body.capacity() - body.len() + step);
         Ok(())
     }
 
