@@ -7,7 +7,8 @@
 //!
 //! With `--key` all is sealed: `openssl rand -hex 32` gives one, the same for all nodes. Off loopback a node starts
 //! only with a key, or with `--plaintext`. `--label` keeps clusters apart that might meet by accident. With
-//! `--rejoin-file` a node that is started again knows its last peers and what it was.
+//! `--rejoin-file` a node that is started again knows what it was, and its last peers unless it had left: after SIGTERM
+//! it wants `--join` again.
 //!
 //! `--join` takes what `Cluster::join` does, names among them, and is done once somebody was reached.
 //! `--seeds-file` and `--seeds-dns` are asked for as long as the node runs.

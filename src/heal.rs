@@ -8,9 +8,11 @@
 //! ```
 //!
 //! A ping comes first, since it costs a black hole nothing; every fourth attempt goes over a stream, for
-//! networks in which no datagram gets through. Halves find each other in many places at once. So each node waits
-//! for a random moment before it exchanges states: mostly somebody else has been faster, and gossip has told
-//! the rest. That keeps the number of exchanges the same for ten nodes and for a thousand.
+//! networks in which no datagram gets through. While a seed is missing, one more in four goes to it.
+//!
+//! Halves find each other in many places at once. So each node waits for a random moment before it exchanges
+//! states: mostly somebody else has been faster, and gossip has told the rest. That keeps the number of exchanges
+//! the same for ten nodes and for a thousand.
 
 use std::{
     collections::VecDeque,
@@ -34,7 +36,7 @@ pub const MAX_SEEDS: usize = 64;
 /// less often, or a single dead host would get a packet of everybody for days.
 const SEARCHERS: usize = 20;
 
-/// Of so many attempts one goes to a seed, if any is missing, and one goes over a stream.
+/// Of so many attempts one goes over a stream, and one more to a seed, if any is missing.
 const EVERY: u32 = 4;
 
 /// So many of those who died last are tried before the others, in an order of chance.
@@ -158,6 +160,11 @@ impl Heal {
         self.latest.push(name);
     }
 
+    /// The last attempt is still under way: whoever is next keeps its turn for the next time.
+    pub fn wait(&mut self, now: Instant, rng: &mut impl Rng) {
+        self.schedule(now, rng);
+    }
+
     /// The attempt that is due, if there is one and anybody is missing. `seeds` gives those that are known.
     pub fn on_time(
         &mut self,
@@ -181,12 +188,12 @@ impl Heal {
             return None;
         }
         self.attempts = self.attempts.wrapping_add(1);
-        let other = self.attempts.is_multiple_of(EVERY);
+        let (other, seed) = (self.attempts.is_multiple_of(EVERY), self.attempts % EVERY == EVERY / 2);
         let pause = PAUSE_PER_MEMBER
             .saturating_mul(u32::try_from(present).unwrap_or(u32::MAX))
             .min(self.interval)
             .mul_f64(rng.random::<f64>());
-        if !seeds.is_empty() && (dead == 0 || other) {
+        if !seeds.is_empty() && (dead == 0 || seed) {
             let addr = seeds[rng.random_range(0..seeds.len())];
             return Some(Attempt { whom: Missing::Seed, addr, way: Way::Dial, pause });
         }

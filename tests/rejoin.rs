@@ -469,3 +469,15 @@ fn a_file_is_put_in_place_as_a_whole_and_what_lies_beside_it_is_not_followed() {
     fs::write(dir.file(), vec![b'x'; 10 << 20]).expect("a file");
     assert!(store.load().expect("it is there").is_some_and(|record| record.len() < 1 << 20));
 }
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_left_where_it_is() {
+    use std::os::unix::{fs::FileTypeExt, net::UnixListener};
+    let dir = Directory::new();
+    let _socket = UnixListener::bind(dir.file()).expect("a socket is made");
+    let mut store = FileStore::new(dir.file());
+    assert!(store.load().is_err());
+    assert_eq!(store.save(b"a record").expect_err("it is refused").to_string(), "not a regular file");
+    assert!(std::fs::metadata(dir.file()).expect("it is there").file_type().is_socket());
+}

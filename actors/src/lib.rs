@@ -17,6 +17,7 @@
 //! | hear what is told | [`Cluster::serve_bytes`]: [`UserBytes`] |
 //! | share a state with all | [`Cluster::share`]: [`SharedState`], [`Export`], [`Merge`] |
 //! | decide who may in | [`ClusterBuilder::admit`]: [`Admit`] |
+//! | keep strangers out | [`ClusterBuilder::key`], [`Keyring`]; [`Cluster::seal_cluster`], [`Cluster::relabel_cluster`] and their [`Rollout`] |
 //! | measure the way to members | [`Cluster::ping`]; [`Cluster::subscribe_pings`]: [`Pinged`] |
 //! | watch the node | [`Cluster::metrics`] and [`metrics`]; [`Cluster::subscribe_node`]: [`NodeEvent`]; [`Cluster::health`] |
 //! | come back after a restart | [`ClusterBuilder::rejoin_file`], [`store`] |

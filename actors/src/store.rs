@@ -40,6 +40,7 @@
 //! | it is torn or damaged, or of a later version | it starts as if there were none, and writes it anew |
 //! | it cannot be read, or not within a second | the same |
 //! | it is another node's, of another label, or no such file at all | it starts as if there were none, and leaves it as it is: it writes nothing |
+//! | it is a directory, a device, a pipe or a socket | it starts as if there were none, leaves it as it is, and looks again as if it could not be written |
 //! | it is older than [`Config::dead_retention`](crate::Config::dead_retention) | it takes the incarnation, which does no harm, but not the members: their addresses may be another cluster's by now |
 //! | it cannot be written | it tries again, less and less often, down to once in a minute |
 //!

@@ -145,7 +145,7 @@ fn a_single_dead_host_is_not_tried_by_everybody() {
 }
 
 #[test]
-fn one_attempt_in_four_goes_to_a_missing_seed_or_over_a_stream() {
+fn one_attempt_in_four_goes_over_a_stream_and_one_to_a_missing_seed() {
     let mut search = Search::new(6);
     let view = view(states(3, 5, 1), search.now);
     let none = Seeds::default();
@@ -161,6 +161,26 @@ fn one_attempt_in_four_goes_to_a_missing_seed_or_over_a_stream() {
     assert_eq!((to(1), to(4) + to(100)), (0, 100));
     assert!(to(4) > 30 && to(100) > 30);
     assert!(tried.iter().all(|a| a.whom != Missing::Seed || a.way == Way::Dial));
+    // A seed that is gone for good keeps no dead member from being dialled.
+    let dialled = |a: &&Attempt| a.way == Way::Dial && a.whom != Missing::Seed;
+    assert_eq!(tried.iter().filter(dialled).count(), 100);
+}
+
+#[test]
+fn one_that_takes_long_costs_nobody_else_a_turn() {
+    let mut search = Search::new(6);
+    let view = view(states(3, 50, 0), search.now);
+    let mut tried = BTreeSet::new();
+    for _ in 0..50 {
+        let attempt = search.next(&view, &Seeds::default()).expect("somebody is dead");
+        tried.insert(attempt.addr);
+        if attempt.way == Way::Dial {
+            let due = search.heal.due().expect("it looks");
+            search.heal.wait(due, &mut search.rng);
+            assert!(search.heal.due().is_some_and(|next| next > due));
+        }
+    }
+    assert_eq!(tried.len(), 50);
 }
 
 #[test]

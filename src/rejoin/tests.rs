@@ -79,8 +79,10 @@ fn a_record_is_a_text_and_reads_as_it_was_written() {
                     run 0000000000c0ffee\nwritten 1763747153\npeer 10.0.0.2:7946 n 2\npeer [fd00::3]:1 größe\n";
     assert_eq!(std::str::from_utf8(&text).unwrap().strip_suffix("crc32 3cbe3f0f\n"), Some(expected));
     assert_eq!(Rejoin::decode(&text), Ok(sample()));
-    let left = Rejoin { left: true, peers: Vec::new(), label: String::new(), ..sample() };
-    assert_eq!(Rejoin::decode(&left.encode()), Ok(left));
+    for label in ["", "shop\r"] {
+        let left = Rejoin { left: true, peers: Vec::new(), label: label.into(), ..sample() };
+        assert_eq!(Rejoin::decode(&left.encode()), Ok(left));
+    }
 }
 
 #[test]

@@ -35,8 +35,8 @@ fn unescaped(text: &str) -> Option<String> {
     Some(label)
 }
 
-/// The lines of a record, one after the other.
-struct Lines<'a>(std::iter::Peekable<std::str::Lines<'a>>);
+/// The lines of a record, one after the other. A carriage return is part of its line.
+struct Lines<'a>(std::iter::Peekable<std::str::SplitTerminator<'a, char>>);
 
 impl<'a> Lines<'a> {
     /// The rest of the next line, which must begin like this.
@@ -78,7 +78,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Rejoin, RejoinError> {
         return Err(Torn("crc32"));
     }
     // From here on only somebody who writes a checksum on purpose comes.
-    let mut lines = Lines(body.lines().peekable());
+    let mut lines = Lines(body.split_terminator('\n').peekable());
     lines.0.next();
     let label =
         unescaped(lines.next("label")?).filter(|label| label.len() <= MAX_LABEL).ok_or(Torn("label"))?;

@@ -22,14 +22,15 @@ impl NodeState {
             if kept.heal.due().is_none_or(|due| now < due) {
                 return;
             }
+            if Rc::strong_count(&kept.attempt) > 1 {
+                kept.heal.wait(now, &mut *ring.rng.borrow_mut());
+                return;
+            }
             let view = kept.members.view();
             let seeds = || ring.seeds().clone();
             let Some(attempt) = kept.heal.on_time(&view, seeds, now, &mut *ring.rng.borrow_mut()) else {
                 return;
             };
-            if Rc::strong_count(&kept.attempt) > 1 {
-                return;
-            }
             (attempt, kept.attempt.clone())
         };
         up(&ring.counters.heal_attempts);

@@ -13,7 +13,7 @@ use super::Store;
 
 /// A file, at most 256 KiB, for its owner's eyes alone. It is written beside its place, as `name.new`, flushed to the
 /// disk and then moved there, so that a crash leaves the old one or the new one. If there is a link in its place, the
-/// file takes the place of the link. Two nodes must not share one.
+/// file takes the place of the link; a directory, a device, a pipe or a socket is left as it is, and nothing is kept. Two nodes must not share one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileStore(PathBuf);
 
@@ -67,6 +67,11 @@ impl Store for FileStore {
     }
 
     fn save(&mut self, record: &[u8]) -> io::Result<()> {
+        // A device or a socket would be gone for everybody on this host.
+        let there = fs::symlink_metadata(&self.0).map(|data| data.file_type());
+        if there.is_ok_and(|kind| !kind.is_file() && !kind.is_symlink()) {
+            return Err(io::Error::other("not a regular file"));
+        }
         let beside = self.beside()?;
         match fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
