@@ -102,11 +102,7 @@ impl Guard {
         sealing: Sealing,
     ) -> Result<Self, ConfigError> {
         labels.check()?;
-        let label = match ring {
-            None if labels.accepted.is_empty() && labels.own.is_empty() => 0,
-            None if labels.accepted.is_empty() => labels.own.len() + 2,
-            _ => labels.longest().max(SPARE_LABEL) + 2,
-        };
+        let label = labels.longest().max(SPARE_LABEL) + 2;
         let checksum = if config.packet_checksum { CRC } else { 0 };
         let around = if ring.is_some() { SEAL_HEAD + TAG } else { checksum };
         Ok(Self {

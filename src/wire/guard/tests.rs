@@ -181,3 +181,15 @@ fn bad_labels_are_named() {
     assert_eq!(labels(1, &[256]).check().unwrap_err().field, "accept_labels");
     assert_eq!(labels(1, &[1; MAX_LABELS + 1]).check().unwrap_err().field, "accept_labels");
 }
+
+#[test]
+fn a_packet_of_a_node_without_keys_stays_within_its_size_whatever_label_it_changes_to() {
+    let config = Config::lan();
+    for first in ["", "shop"] {
+        let mut guard = Guard::new(&config, Labels::new(first), None, Sealing::Required).unwrap();
+        let (room, mut out) = (config.udp_buffer_size - guard.overhead(), Vec::new());
+        guard.change(Labels::new("x".repeat(SPARE_LABEL)), &[], Sealing::Required).unwrap();
+        guard.wrap(1, None, &vec![7; room], &mut out).unwrap();
+        assert!(out.len() <= config.udp_buffer_size, "{} bytes after {first:?}", out.len());
+    }
+}
