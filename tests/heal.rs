@@ -361,3 +361,28 @@ fn the_dead_are_forgotten_by_all_after_their_time_and_exchanges_do_not_bring_the
         assert!(world.wait_until(SOON, |world| world.all_hold(0..4, 4, MemberState::Alive)).await.is_some());
     });
 }
+
+#[test]
+fn newcomers_who_never_heard_of_the_other_half_find_it_through_their_seeds() {
+    paused(async {
+        let mut world = cluster(1, Config::lan(), 6).await;
+        world.network.partition(&addrs(&[0, 1, 2, 6, 7]), &addrs(&[3, 4, 5]));
+        sleep(3 * MINUTE).await;
+        let seeds = [0, 3].map(|seed| addr(seed).to_string());
+        for i in [6, 7] {
+            let node = world.builder(i).seeds(seeds.clone()).start().await.expect("a node starts");
+            world.nodes.push(node);
+        }
+        sleep(MINUTE).await;
+        for i in [0, 1, 2] {
+            world.kill(i).await;
+        }
+        sleep(5 * MINUTE).await;
+        assert!(agree(&world, &[6, 7]) && agree(&world, &[3, 4, 5]));
+        assert!([3, 4, 5].iter().all(|old| world.state(6, *old).is_none()), "it has heard of them");
+        world.network.heal();
+        let alive = [3, 4, 5, 6, 7];
+        let found = world.wait_until(SOON, |world| agree(world, &alive)).await;
+        assert!(found.is_some(), "{}", world.disagreements(8));
+    });
+}
