@@ -118,7 +118,8 @@ impl Keyring {
     ///
     /// The new key travels under the old one, to those who do not have it, and as long as both open also to
     /// newcomers who come under the old one. If the old one is known to somebody else, give the new one to each
-    /// node by hand before, with [`install`](Self::install): a key that was installed by hand never travels.
+    /// node by hand before, with [`install`](Self::install): a key that was installed by hand on this node never
+    /// travels from it, and the change stops at whoever does not have it.
     ///
     /// Until the last step is done, whoever has the old key is still heard.
     ///
