@@ -426,6 +426,11 @@ impl<'a> Line<'a> {
 
     /// Makes more room in memory for a body, of which `left` bytes have none so far.
     async fn reserve(&mut self, body: &mut Vec<u8>, left: usize, deadline: Instant) -> Result<(), Failure> {
+        // What is short waits for nobody: a ping must not be late because of states and messages.
+        if body.capacity() == 0 && left <= MAX_PING {
+            body.reserve_exact(left);
+            return Ok(());
+        }
         let step = body.capacity().clamp(*STEP.start(), *STEP.end()).min(left);
         let kib = u32::try_from(step.div_ceil(1024)).unwrap_or(u32::MAX);
         self.of_source(kib, deadline).await?;

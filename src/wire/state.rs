@@ -38,7 +38,7 @@ pub enum Refusal {
     #[error("it does not understand this node's protocol version")]
     Version,
     /// The keys differ.
-    #[error("it has another key")]
+    #[error("the two nodes have different keys, or only one of them has any")]
     Key,
     /// Another node of that name is there, at another address.
     #[error("another member of that name is alive at another address")]

@@ -18,8 +18,8 @@ use super::{Binding, Connection, Dialing, Endpoint, Host, Interface, Network};
 const BACKLOG: i32 = 4096;
 
 /// What is asked of the kernel for datagrams that wait to be read; it may give less. It counts what is around
-/// them as well, and doubles the number for that: 16 MiB in all, which a flood may fill.
-const RECEIVE_BUFFER: usize = 8 << 20;
+/// them as well, and doubles the number for that: 64 MiB in all, which only a flood fills.
+const RECEIVE_BUFFER: usize = 32 << 20;
 
 /// Attempts to find one port that is free for UDP and TCP alike.
 const PORT_ATTEMPTS: usize = 10;
