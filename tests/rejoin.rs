@@ -106,12 +106,20 @@ fn a_node_comes_back_by_its_file_alone_above_its_old_incarnation_and_as_another_
         let dir = Directory::new();
         let other = started(local("n001")).await;
         let seed = other.view().local().addr.to_string();
-        let node = started(local("n000").rejoin_file(dir.file()).seeds([seed]).seed(7)).await;
+        let config = Config { rejoin_interval: ms(100), ..Config::local() };
+        let node = local("n000").config(config).rejoin_file(dir.file()).seeds([seed]).seed(7);
+        let node = started(node).await;
         assert_eq!(node.ready(Until::Members(2), PATIENCE).await, Ok(true));
         node.set_meta("new".into()).await.expect("it runs");
         let before = node.view().local().clone();
+        // A slow disk may take longer than a node that ends waits for it.
+        wait_until("it is written", || {
+            let record = fs::read(dir.file()).ok().and_then(|bytes| Rejoin::decode(&bytes).ok());
+            record.is_some_and(|record| record.incarnation == before.incarnation && record.peers.len() == 1)
+        })
+        .await;
         node.shutdown().await;
-        assert_eq!(dir.names(), ["n000.rejoin"]);
+        wait_until("nothing is being written any more", || dir.names() == ["n000.rejoin"]).await;
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
