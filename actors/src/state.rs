@@ -224,8 +224,11 @@ impl NodeState {
             returned += u32::from(matches!(change, Change::Refuted(_)));
             returned += u32::from(matches!(change, Change::Joined(member) if member.incarnation > 1));
         }
-        kept.outbox.extend(changes);
         let local = kept.members.local().id.shared_name().clone();
+        // One that has refuted what this node had not even heard: such news misses a few, as any does.
+        let raised = matches!(&broadcast, Some((about, Message::Alive(_))) if *about != local);
+        returned += u32::from(changes.is_empty() && raised);
+        kept.outbox.extend(changes);
         drop(kept);
         for _ in 0..returned {
             self.returned(now);
