@@ -21,6 +21,8 @@
 //! };
 //! let node = start().await?;
 //! assert_eq!(node.view().local().incarnation, 1);
+//! # // A slow disk may take longer than a node that ends waits for it.
+//! # while !file.exists() { actix::clock::sleep(std::time::Duration::from_millis(10)).await; }
 //! node.shutdown().await;
 //!
 //! let node = start().await?;
