@@ -203,13 +203,13 @@ fn after_25_hours_apart_ten_nodes_are_one_cluster_within_half_a_minute() {
 }
 
 #[test]
-#[ignore = "takes many minutes"]
+#[ignore = "takes three minutes: .ci/run asks for it"]
 fn after_25_hours_apart_two_halves_of_a_hundred_nodes_are_one_cluster_within_half_a_minute() {
     campaign(Split { nodes: 100, apart: 50, time: DAY }, seeds(1));
 }
 
 #[test]
-#[ignore = "takes many minutes"]
+#[ignore = "takes three minutes: .ci/run asks for it"]
 fn after_25_hours_apart_one_of_a_hundred_nodes_is_back_within_half_a_minute() {
     campaign(Split { nodes: 100, apart: 1, time: DAY }, seeds(1));
 }
