@@ -50,9 +50,21 @@ impl NodeId {
         Self::new(name, run.get())
     }
 
-    /// Whether a question to `target` is for this node: its name, and its run or [`NodeId::ANY_RUN`].
+    /// In a question, whoever is there. It has no name, and is no node.
+    pub fn anybody() -> Self {
+        Self::new("", Self::ANY_RUN)
+    }
+
+    /// Whether this is [`NodeId::anybody`].
+    pub fn is_anybody(&self) -> bool {
+        self.name.is_empty()
+    }
+
+    /// Whether a question to `target` is for this node: its name, and its run or [`NodeId::ANY_RUN`]; or
+    /// [`NodeId::anybody`].
     pub fn answers_to(&self, target: &Self) -> bool {
-        self.name == target.name && (target.run == Self::ANY_RUN || self.run == target.run)
+        let is_meant = self.name == target.name && (target.run == Self::ANY_RUN || self.run == target.run);
+        is_meant || target.is_anybody()
     }
 
     /// The name, unique in the cluster: 1 to [`MAX_NAME`] bytes without control characters.

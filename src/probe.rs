@@ -84,6 +84,8 @@ pub enum Action {
         seq: u32,
         /// Time from the ping to its answer.
         rtt: Duration,
+        /// The run under whose seal it came; [`NodeId::ANY_RUN`] if it is not sealed.
+        by: u64,
     },
     /// A question of the application has none.
     Unanswered {
@@ -544,11 +546,11 @@ impl Detector {
         Some(relay)
     }
 
-    /// An answer came in.
+    /// An answer came in, sealed by the run `by`; not sealed, by [`NodeId::ANY_RUN`].
     ///
     /// # Errors
     /// [`Unheard::UnknownSequence`].
-    pub fn ack(&mut self, ack: &Ack, now: Instant) -> Result<Option<Action>, Unheard> {
+    pub fn ack(&mut self, ack: &Ack, by: u64, now: Instant) -> Result<Option<Action>, Unheard> {
         match self.expected.get(&ack.seq).copied().ok_or(Unheard::UnknownSequence)? {
             Expected::Relay => {
                 let relay = self.end_relay(ack.seq).ok_or(Unheard::UnknownSequence)?;
@@ -574,7 +576,7 @@ impl Detector {
             Expected::Question(question) => {
                 self.end_question(ack.seq, question);
                 let rtt = now.saturating_duration_since(question.sent);
-                Ok(Some(Action::Answered { seq: ack.seq, rtt }))
+                Ok(Some(Action::Answered { seq: ack.seq, rtt, by }))
             }
         }
     }
@@ -608,7 +610,7 @@ impl Detector {
         })
     }
 
-    /// The application asks whether somebody of that name is at `to`, member or not. It says the number of the
+    /// The application asks whether somebody of that name, or anybody, is at `to`, member or not. It says the number of the
     /// ping, which later comes back as [`Action::Answered`] or [`Action::Unanswered`], and the ping to be sent.
     /// Nothing else follows from it: nobody is accused, and health stays as it is.
     ///
@@ -616,7 +618,7 @@ impl Detector {
     /// [`TooManyQuestions`].
     pub fn ask(
         &mut self,
-        name: Arc<str>,
+        target: NodeId,
         to: SocketAddr,
         view: &View,
         now: Instant,
@@ -629,7 +631,6 @@ impl Detector {
         let seq = self.sequence(Expected::Question(question), rng);
         self.question_due.insert((question.until, seq));
         let local = view.local();
-        let target = NodeId::new(name, NodeId::ANY_RUN);
         let messages = smallvec![Message::Ping(Ping { seq, target, from: local.id.clone() })];
         // Whoever is there, of whatever run: what is meant for members does not travel along.
         let (run, piggyback) = (NodeId::ANY_RUN, Piggyback::No);

@@ -536,7 +536,7 @@ fn whatever_can_be_decoded_the_rules_take_it_without_a_panic_and_within_their_bo
                         Message::IndirectPing(m) => {
                             drop(detector.indirect_ping(m, here, &view, now, &mut rules));
                         }
-                        Message::Ack(m) => drop(detector.ack(m, now)),
+                        Message::Ack(m) => drop(detector.ack(m, NodeId::ANY_RUN, now)),
                         Message::Nack(m) => drop(detector.nack(m)),
                         _ => {}
                     }

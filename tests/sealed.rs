@@ -1,12 +1,13 @@
 //! Keys, labels and seals of whole clusters: who meets, who does not and can read why, and how a running cluster
 //! is taken from one to another.
 
-use std::time::Duration;
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use actix::{Actor, Context, Handler};
 use actix_memberlist::{
     Cluster, ClusterBuilder, Config, JoinError, Key, Keyring, MemberState, Refusal, Sealing, UserBytes,
 };
+use bytes::Bytes;
 use memberlist_tests::{World, addr, log::Log, paused};
 
 fn key(n: u8) -> Key {
@@ -102,6 +103,36 @@ fn who_has_another_key_or_label_or_none_is_refused_and_both_sides_can_read_why()
 }
 
 #[test]
+fn bytes_for_an_address_reach_the_run_that_is_there_whatever_step_of_sealing_it_has_taken() {
+    paused(async {
+        let mut world = sealed(11, 2).await;
+        // This one is no member of anything.
+        let node = with_key(&world, 2, 1).start().await.expect("it starts");
+        world.nodes.push(node);
+        let sender = &world.nodes[0];
+        for (i, node) in world.nodes.iter().enumerate().skip(1) {
+            let ear = Ear::default();
+            let heard = ear.0.clone();
+            node.serve_bytes(ear.start().recipient()).expect("it runs").detach();
+            let mut sent = Vec::new();
+            for sealing in [Sealing::Required, Sealing::Outgoing, Sealing::Off] {
+                node.set_sealing(sealing);
+                sender.set_sealing(sealing.max(Sealing::Outgoing));
+                sent.push(Bytes::from(format!("{i} {sealing:?}")));
+                sender.send_to_address(addr(i), sent[sent.len() - 1].clone()).expect("it is taken");
+                let arrived = |_: &World| heard.borrow().len() == sent.len();
+                world.wait_until(Duration::from_secs(5), arrived).await.expect("it arrives");
+            }
+            assert_eq!(*heard.borrow(), sent);
+        }
+        // Where nobody is it is lost, and counted.
+        sender.send_to_address(addr(9), Bytes::from_static(b"x")).expect("it is taken");
+        let counted = |w: &World| w.nodes[0].metrics().dropped["nobody_there"] == 1;
+        world.wait_until(Duration::from_secs(5), counted).await.expect("it is counted");
+    });
+}
+
+#[test]
 fn what_goes_over_streams_is_compressed_where_it_pays() {
     paused(async {
         let mut sizes = Vec::new();
@@ -119,7 +150,9 @@ fn what_goes_over_streams_is_compressed_where_it_pays() {
     });
 }
 
-struct Ear;
+/// Keeps what is sent to it.
+#[derive(Default)]
+struct Ear(Rc<RefCell<Vec<Bytes>>>);
 
 impl Actor for Ear {
     type Context = Context<Self>;
@@ -127,7 +160,9 @@ impl Actor for Ear {
 
 impl Handler<UserBytes> for Ear {
     type Result = ();
-    fn handle(&mut self, _: UserBytes, _: &mut Context<Self>) {}
+    fn handle(&mut self, m: UserBytes, _: &mut Context<Self>) {
+        self.0.borrow_mut().push(m.bytes);
+    }
 }
 
 #[test]
@@ -141,7 +176,7 @@ fn what_is_compressed_arrives_whatever_its_length() {
                 world.nodes.push(builder.start().await.expect("it starts"));
             }
             world.nodes[1].join(&[&addr(0).to_string()]).await.expect("it joins");
-            world.nodes[0].serve_bytes(Ear.start().recipient()).expect("the first").detach();
+            world.nodes[0].serve_bytes(Ear::default().start().recipient()).expect("the first").detach();
             let peer = world.nodes[1].peers().into_iter().next().expect("it has joined");
             for len in [17_000, 40_000, 64 << 10, 70_000, 1 << 20, 20 << 20] {
                 let text: Vec<u8> = (0..len).map(|i| b"a member, "[i % 10] ^ (i / 500) as u8 & 3).collect();

@@ -35,7 +35,7 @@ use crate::{
     inbox::Refused,
     join::{Joined, Until},
     keyring::Keyring,
-    messages::{ToDelegates, ToQueue},
+    messages::{Then, ToDelegates, ToDetector, ToQueue},
     metrics::Metrics,
     node::{LeaveReport, Node},
     peer::{self, Outcome, Peer},
@@ -481,14 +481,20 @@ impl Cluster {
     /// Sends bytes in one datagram to whoever is at `addr`, member or not; that node's handlers of users'
     /// bytes get them. At most once, in no order, perhaps never. memberlist's `SendToAddress`.
     ///
-    /// With keys they are sealed for every node that has the key, because nobody knows who is there: somebody who
-    /// has recorded the datagram may bring it to other nodes too, once to each, and again after a restart. What
-    /// is sent to a [`Peer`] opens there alone, and once.
+    /// A node that seals what it sends asks first, with a ping, which run of which node is there, and seals the
+    /// bytes for that one alone: who has recorded them cannot bring them to others. They are lost
+    /// (`memberlist_dropped{reason="nobody_there"}`) if no answer comes within the probe timeout.
     ///
     /// # Errors
     /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Full`], [`SendError::Stopped`].
     pub fn send_to_address(&self, addr: SocketAddr, bytes: Bytes) -> Result<(), SendError> {
-        peer::cast(self.doors(), canonical(addr), None, bytes)
+        let (doors, addr) = (self.doors(), canonical(addr));
+        let cast = peer::datagram(doors, addr, None, bytes)?;
+        if doors.admission.seals_out() {
+            let ask = ToDetector::Ask { target: NodeId::anybody(), addr, then: Then::Cast(cast) };
+            return doors.detector.command(ask).map_err(SendError::from);
+        }
+        doors.outbox.cast(cast)
     }
 
     /// Tells all members something by gossip. Each of their handlers gets it at most once; this node's own

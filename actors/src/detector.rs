@@ -15,8 +15,9 @@ use crate::{
     events::Pinged,
     inbox::{Alarm, Turn, Turns},
     logs::{self, Line, say},
-    messages::{DETECTOR, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
-    metrics::up,
+    messages::{DETECTOR, Then, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
+    metrics::{Lost, up},
+    outbox::Cast,
     ring::{Shared, now},
     supervisor::Child,
 };
@@ -53,8 +54,8 @@ impl FailureDetector {
                 drop(rng);
                 self.act(relayed.map(Some));
             }
-            ToDetector::Ack(ack) => {
-                let heard = detector.borrow_mut().ack(&ack, now);
+            ToDetector::Ack { ack, by } => {
+                let heard = detector.borrow_mut().ack(&ack, by, now);
                 self.act(heard);
             }
             ToDetector::Nack(nack) => {
@@ -65,16 +66,16 @@ impl FailureDetector {
                 let heard = detector.borrow_mut().stream_ping(seq, answered);
                 self.act(heard);
             }
-            ToDetector::Ask { name, addr, reply } => {
+            ToDetector::Ask { target, addr, then } => {
                 let mut rng = ring.rng.borrow_mut();
-                let asked = detector.borrow_mut().ask(name, addr, &ring.view.borrow(), now, &mut *rng);
+                let asked = detector.borrow_mut().ask(target, addr, &ring.view.borrow(), now, &mut *rng);
                 drop(rng);
                 match asked {
                     Ok((seq, ping)) => {
-                        ring.questions().insert(seq, reply);
+                        ring.questions().insert(seq, then);
                         self.carry_out(ping);
                     }
-                    Err(TooManyQuestions) => drop(reply.send(Err(AskError::Send(SendError::Full)))),
+                    Err(TooManyQuestions) => self.answer(then, Err(AskError::Send(SendError::Full))),
                 }
             }
             ToDetector::SendFailed { seq } => {
@@ -122,10 +123,12 @@ impl FailureDetector {
                     }
                 }
             }
-            Action::Answered { seq, rtt } => self.answer(seq, Ok(rtt)),
-            Action::Unanswered { seq, why: NoAnswer::InTime } => self.answer(seq, Err(AskError::Timeout)),
+            Action::Answered { seq, rtt, by } => self.end_question(seq, Ok((rtt, by))),
+            Action::Unanswered { seq, why: NoAnswer::InTime } => {
+                self.end_question(seq, Err(AskError::Timeout));
+            }
             Action::Unanswered { seq, why: NoAnswer::NotSent } => {
-                self.answer(seq, Err(AskError::NotSent(NotSent::Never(Cause::Network))));
+                self.end_question(seq, Err(AskError::NotSent(NotSent::Never(Cause::Network))));
             }
             Action::UdpLost { id } => {
                 up(&ring.counters.udp_lost);
@@ -135,10 +138,25 @@ impl FailureDetector {
         }
     }
 
-    fn answer(&self, seq: u32, answer: Result<Duration, AskError>) {
-        let reply = self.ring.questions().remove(&seq);
-        if let Some(reply) = reply {
-            let _ = reply.send(answer);
+    fn end_question(&self, seq: u32, answer: Result<(Duration, u64), AskError>) {
+        let then = self.ring.questions().remove(&seq);
+        if let Some(then) = then {
+            self.answer(then, answer);
+        }
+    }
+
+    /// Does what was to follow the answer, of which the round trip and the run are known.
+    fn answer(&self, then: Then, answer: Result<(Duration, u64), AskError>) {
+        match then {
+            Then::Tell(reply) => drop(reply.send(answer.map(|(rtt, _)| rtt))),
+            Then::Cast(cast) => {
+                let sent = answer
+                    .map_err(drop)
+                    .and_then(|(_, run)| self.ring.outbox.cast(Cast { run, ..cast }).map_err(drop));
+                if sent.is_err() {
+                    self.ring.counters.drop(Lost::NobodyThere);
+                }
+            }
         }
     }
 

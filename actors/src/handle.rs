@@ -6,7 +6,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use actix::Recipient;
 use bytes::Bytes;
 use memberlist_protocol::{
-    member::{MAX_META, Tags, canonical, check_addr, check_meta, check_name, meta_len},
+    member::{MAX_META, NodeId, Tags, canonical, check_addr, check_meta, check_name, meta_len},
     view::View,
     wire::message::Ack,
 };
@@ -17,7 +17,7 @@ use crate::{
     events::{MemberEvent, Replay},
     inbox::Refused,
     join::{self, Joined, Until},
-    messages::{Reply, ToDelegates, ToDetector, ToQueue, ToState},
+    messages::{Reply, Then, ToDelegates, ToDetector, ToQueue, ToState},
     node::LeaveReport,
     pump::{self, Events, Of, Overflow, Pump, Queue, Subscribing, Subscription},
     ring::Doors,
@@ -129,14 +129,11 @@ impl Handle {
             return Err(AskError::Send(SendError::NotAllowed(addr)));
         }
         let (reply, answer) = oneshot::channel();
-        self.doors.detector.command(ToDetector::Ask { name: name.into(), addr, reply }).map_err(
-            |refused| {
-                AskError::Send(match refused {
-                    Refused::Busy => SendError::Full,
-                    Refused::Closed => SendError::Stopped,
-                })
-            },
-        )?;
+        let target = NodeId::new(name, NodeId::ANY_RUN);
+        self.doors
+            .detector
+            .command(ToDetector::Ask { target, addr, then: Then::Tell(reply) })
+            .map_err(|refused| AskError::Send(refused.into()))?;
         answer.await.unwrap_or_else(|_| {
             let cause = if self.is_stopped() { Cause::Stopped } else { Cause::Lost };
             Err(AskError::NotSent(NotSent::Unknown(cause)))

@@ -19,6 +19,8 @@ use std::{
 use futures_core::Stream;
 use tokio::time::{Instant, Sleep};
 
+use crate::errors::SendError;
+
 /// Items that an actor takes in one turn; then the others have theirs.
 pub(crate) const TURN: usize = 64;
 
@@ -37,6 +39,15 @@ pub(crate) trait Item: 'static {
     /// Bytes that it holds beyond its own size, about.
     fn weight(&self) -> usize {
         0
+    }
+}
+
+impl From<Refused> for SendError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Busy => Self::Full,
+            Refused::Closed => Self::Stopped,
+        }
     }
 }
 

@@ -175,6 +175,12 @@ impl Admission {
         Admitted { labels, sealing, keys, travelled }
     }
 
+    /// Whether what this node sends is sealed.
+    pub(crate) fn seals_out(&self) -> bool {
+        let (_, sealing) = &*self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        self.keyring.is_some() && *sealing >= Sealing::Outgoing
+    }
+
     /// How things stand.
     pub(crate) fn standing(&self, id: NodeId) -> Standing {
         let Admitted { labels, sealing, keys, .. } = self.read();

@@ -25,6 +25,7 @@ use crate::{
     errors::{AskError, JoinError, NotSent, UpdateError},
     events::{MemberEvent, Pinged, UserBytes},
     inbox::Item,
+    outbox::Cast,
     pump::{Pump, Subscribing},
     questions::{Admit, Sharing},
 };
@@ -125,6 +126,14 @@ impl Item for ToState {
     }
 }
 
+/// What follows the answer to a ping that the application asked for.
+pub(crate) enum Then {
+    /// The round trip is told.
+    Tell(Reply<Result<Duration, AskError>>),
+    /// This is sent to the run that has answered.
+    Cast(Cast),
+}
+
 /// What FailureDetector hears.
 pub(crate) enum ToDetector {
     /// From Transport: somebody asks whether this node is there. With `Piggyback::No` the ack is all it gets.
@@ -132,13 +141,13 @@ pub(crate) enum ToDetector {
     /// From Transport: somebody wants another one pinged.
     IndirectPing { request: IndirectPing, from: SocketAddr },
     /// From Transport: an answer.
-    Ack(Ack),
+    Ack { ack: Ack, by: u64 },
     /// From Transport: a helper has none.
     Nack(Nack),
     /// From a stream: the ping over it has ended.
     StreamPinged { seq: u32, answered: bool },
-    /// From the handle: is somebody of that name there?
-    Ask { name: Arc<str>, addr: SocketAddr, reply: Reply<Result<Duration, AskError>> },
+    /// From the handle: is `target` there?
+    Ask { target: NodeId, addr: SocketAddr, then: Then },
     /// From Transport: a ping could not be sent.
     SendFailed { seq: u32 },
     /// From NodeState: a member is new.
@@ -151,7 +160,7 @@ impl Item for ToDetector {
     kinds!(ToDetector {
         Ping {} => "ping",
         IndirectPing {} => "indirect_ping",
-        Ack(_) => "ack",
+        Ack {} => "ack",
         Nack(_) => "nack",
         StreamPinged {} => "stream_pinged",
         Ask {} => "ask",
@@ -164,7 +173,8 @@ impl Item for ToDetector {
         match self {
             Self::Ping { ping, .. } => ping.target.name().len() + ping.from.name().len(),
             Self::IndirectPing { request, .. } => request.target.name().len() + request.from.name().len(),
-            Self::Ack(ack) => ack.payload.len(),
+            Self::Ack { ack, .. } => ack.payload.len(),
+            Self::Ask { then: Then::Cast(cast), .. } => cast.message.len(),
             _ => 0,
         }
     }

@@ -65,7 +65,8 @@ impl Peer {
     /// there any more, [`SendError::Full`], [`SendError::Stopped`].
     pub fn cast_bytes(&self, bytes: Bytes) -> Result<(), SendError> {
         let member = self.member().ok_or_else(|| gone(self.handle.doors()))?;
-        cast(self.handle.doors(), member.addr, Some(self.id.clone()), bytes)
+        let doors = self.handle.doors();
+        doors.outbox.cast(datagram(doors, member.addr, Some(self.id.clone()), bytes)?)
     }
 
     /// Sends bytes over a stream, in the order of the calls, and tells what has become of them. After one that
@@ -113,13 +114,13 @@ fn gone(doors: &Doors) -> SendError {
     if *doors.closing.borrow() { SendError::Stopped } else { SendError::Gone }
 }
 
-/// Queues a datagram of a user.
-pub(crate) fn cast(
+/// A datagram of a user.
+pub(crate) fn datagram(
     doors: &Doors,
     addr: SocketAddr,
     to: Option<NodeId>,
     bytes: Bytes,
-) -> Result<(), SendError> {
+) -> Result<Cast, SendError> {
     if !doors.config.allows(addr.ip()) {
         return Err(SendError::NotAllowed(addr));
     }
@@ -130,7 +131,7 @@ pub(crate) fn cast(
     // Around the bytes there are their length, two names and two runs.
     let encoded = if len > max { None } else { codec::encoded(&message, usize::MAX).ok() };
     match encoded {
-        Some(encoded) if encoded.len() <= max => doors.outbox.cast(Cast { to: addr, run, message: encoded }),
+        Some(encoded) if encoded.len() <= max => Ok(Cast { to: addr, run, message: encoded }),
         _ => {
             let empty = match message {
                 Message::Direct(direct) => Message::Direct(Direct { bytes: Bytes::new(), ..direct }),

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -23,12 +23,11 @@ use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::watch;
 
 use crate::{
-    errors::AskError,
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
     keyring::{Admission, Admitted},
     logs::{self, Line, Logs, say},
-    messages::{Reply, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
+    messages::{Then, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
     outbox::Outbox,
@@ -38,7 +37,7 @@ use crate::{
 };
 
 /// Who waits for the answer to a ping, by its number.
-pub(crate) type Questions = BTreeMap<u32, Reply<Result<Duration, AskError>>>;
+pub(crate) type Questions = BTreeMap<u32, Then>;
 
 /// All streams together may hold the memory of so many of the largest frames.
 const STREAM_BODIES: usize = 4;

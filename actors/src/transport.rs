@@ -440,15 +440,20 @@ impl Transport {
             up(&ring.counters.packets_unsealed);
         }
         let to_anybody = sealed.is_some_and(|sealed| !sealed.addressed);
+        let by = sealed.map_or(NodeId::ANY_RUN, |sealed| sealed.by);
         for part in Parts::of(body)? {
             let message = codec::decode(part?)?;
             // What is for anybody opens at everybody, and again after a restart.
-            if to_anybody && !matches!(&message, Message::Ping(_) | Message::Direct(Direct { to: None, .. }))
-            {
+            let is_harmless = match &message {
+                Message::Ping(_) => true,
+                Message::Direct(Direct { to: None, .. }) => open,
+                _ => false,
+            };
+            if to_anybody && !is_harmless {
                 return Err(WireError::Unaddressed);
             }
             ring.counters.received(&message);
-            if let Err(unheard) = self.pass_on(message, from, &mut allowance) {
+            if let Err(unheard) = self.pass_on(message, from, by, &mut allowance) {
                 ring.counters.drop(unheard);
             }
         }
@@ -457,7 +462,13 @@ impl Transport {
 
     /// Gives a message to the actor that understands it. What is answered has to be within the datagram's
     /// allowance; what nobody would answer wakes no actor.
-    fn pass_on(&self, message: Message, from: SocketAddr, allowance: &mut Allowance) -> Result<(), Unheard> {
+    fn pass_on(
+        &self,
+        message: Message,
+        from: SocketAddr,
+        by: u64,
+        allowance: &mut Allowance,
+    ) -> Result<(), Unheard> {
         let ring = &self.ring;
         let detector = ring.detector_inbox();
         match message {
@@ -486,7 +497,7 @@ impl Transport {
             }
             // Only an answer that is waited for gets into the lane of control.
             Message::Ack(ack) if ring.detector.borrow().expects(ack.seq) => {
-                ring.command(detector, ToDetector::Ack(ack));
+                ring.command(detector, ToDetector::Ack { ack, by });
             }
             Message::Ack(_) => return Err(Unheard::UnknownSequence),
             Message::Nack(nack) if ring.detector.borrow().expects(nack.seq) => {

@@ -3,6 +3,9 @@ use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 use super::*;
 use crate::view::Roster;
 
+/// The run under whose seal answers come.
+const ANSWERED_BY: u64 = 7;
+
 /// A detector under test among members `m1` to `mN`, with a clock of its own.
 struct Bench {
     detector: Detector,
@@ -58,7 +61,7 @@ impl Bench {
     }
 
     fn ack(&mut self, seq: u32) -> Result<Option<Action>, Unheard> {
-        self.detector.ack(&Ack { seq, payload: Bytes::new() }, self.now)
+        self.detector.ack(&Ack { seq, payload: Bytes::new() }, ANSWERED_BY, self.now)
     }
 
     /// Runs one round in which the target never answers, and `nacks` helpers say so.
@@ -479,7 +482,10 @@ fn a_ping_that_cannot_leave_asks_others_at_once_and_says_so() {
 }
 
 fn ask(bench: &mut Bench, name: &str, to: usize) -> (u32, Action) {
-    bench.detector.ask(name.into(), addr(to), &bench.view, bench.now, &mut bench.rng).unwrap()
+    bench
+        .detector
+        .ask(NodeId::new(name, NodeId::ANY_RUN), addr(to), &bench.view, bench.now, &mut bench.rng)
+        .unwrap()
 }
 
 #[test]
@@ -493,7 +499,7 @@ fn a_question_is_for_whoever_goes_by_the_name_and_its_answer_is_measured() {
         assert_eq!((at, run, news, report), (addr(to), NodeId::ANY_RUN, Piggyback::No, Some(seq)));
         assert!(bench.detector.expects(seq));
         bench.now += ms(30);
-        assert_eq!(bench.ack(seq), Ok(Some(Action::Answered { seq, rtt: ms(30) })));
+        assert_eq!(bench.ack(seq), Ok(Some(Action::Answered { seq, rtt: ms(30), by: ANSWERED_BY })));
         assert_eq!(bench.ack(seq), Err(Unheard::UnknownSequence));
     }
 }
@@ -519,7 +525,8 @@ fn questions_are_bounded_and_make_room_when_they_end() {
     for _ in 0..MAX_QUESTIONS {
         ask(&mut bench, "m1", 1);
     }
-    let more = |b: &mut Bench| b.detector.ask("m1".into(), addr(1), &b.view, b.now, &mut b.rng).map(drop);
+    let more =
+        |b: &mut Bench| b.detector.ask(NodeId::anybody(), addr(1), &b.view, b.now, &mut b.rng).map(drop);
     assert_eq!(more(&mut bench), Err(TooManyQuestions));
     bench.now += ms(500);
     bench.detector.on_time(&bench.view, bench.now, &mut bench.rng);
@@ -540,7 +547,8 @@ fn only_an_answer_to_the_direct_ping_within_the_probe_timeout_is_measured() {
     let mut bench = Bench::new(8);
     let seq = pings(&bench.step())[0].seq;
     bench.now += ms(500);
-    let in_time = bench.detector.ack(&Ack { seq, payload: Bytes::from_static(b"load") }, bench.now);
+    let in_time =
+        bench.detector.ack(&Ack { seq, payload: Bytes::from_static(b"load") }, ANSWERED_BY, bench.now);
     assert!(
         matches!(in_time, Ok(Some(Action::Measured { rtt, payload, .. })) if rtt == ms(500) && payload == "load")
     );

@@ -247,7 +247,8 @@ impl WireMessage<'_> {
     fn checked(self) -> Result<Message, WireError> {
         Ok(match self {
             Self::Ping { seq, target, from } => {
-                Message::Ping(Ping { seq, target: target.checked()?, from: from.checked()? })
+                let target = target.unless_nobody()?.unwrap_or_else(NodeId::anybody);
+                Message::Ping(Ping { seq, target, from: from.checked()? })
             }
             Self::IndirectPing { seq, target, addr, from } => Message::IndirectPing(IndirectPing {
                 seq,

@@ -62,6 +62,7 @@ pub struct Ping {
     /// What the answer has to repeat. It cannot be guessed.
     pub seq: u32,
     /// Who is meant. Another name does not answer, nor does another run, unless it is [`NodeId::ANY_RUN`].
+    /// Everybody answers to [`NodeId::anybody`].
     pub target: NodeId,
     /// Who asks.
     pub from: NodeId,

@@ -49,6 +49,8 @@ pub(crate) enum Lost {
     Undelivered,
     /// A user's bytes that were for another node.
     NotForUs,
+    /// A user's bytes for an address at which nobody has answered.
+    NobodyThere,
     /// A question that the application did not answer in time.
     QuestionLate,
     /// A question to an actor of the application that had stopped, or panicked over it.
@@ -80,7 +82,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 34] = [
+    pub(crate) const ALL: [(Self, &'static str); 35] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -101,6 +103,7 @@ impl Lost {
         (Self::HandlerGone, "handler_gone"),
         (Self::Undelivered, "undelivered"),
         (Self::NotForUs, "not_for_us"),
+        (Self::NobodyThere, "nobody_there"),
         (Self::QuestionLate, "question_late"),
         (Self::QuestionFailed, "question_failed"),
         (Self::Unshared, "unshared"),
@@ -149,7 +152,7 @@ impl Lost {
             | Self::PingUnheard
             | Self::NotForUs
             | Self::Unshared => "users",
-            Self::Undelivered => "outbox",
+            Self::Undelivered | Self::NobodyThere => "outbox",
             Self::QuestionLate | Self::QuestionFailed => "questions",
             Self::JoinRefused
             | Self::RefusedVersion

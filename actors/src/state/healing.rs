@@ -2,13 +2,16 @@
 
 use std::{rc::Rc, time::Instant};
 
-use memberlist_protocol::heal::{Attempt, Missing, Way};
+use memberlist_protocol::{
+    heal::{Attempt, Missing, Way},
+    member::NodeId,
+};
 use tokio::{sync::oneshot, time::sleep};
 
 use super::NodeState;
 use crate::{
     logs::{self, Line, say},
-    messages::{Exchange, ToDetector, ToTransport},
+    messages::{Exchange, Then, ToDetector, ToTransport},
     metrics::up,
     ring::Shared,
 };
@@ -50,7 +53,14 @@ async fn find(ring: &Shared, attempt: Attempt) -> Option<()> {
     let addr = attempt.addr;
     if let (Way::Ping, Missing::Member(name)) = (attempt.way, &attempt.whom) {
         let (reply, answer) = oneshot::channel();
-        ring.command(ring.detector_inbox(), ToDetector::Ask { name: name.clone(), addr, reply });
+        ring.command(
+            ring.detector_inbox(),
+            ToDetector::Ask {
+                target: NodeId::new(name.clone(), NodeId::ANY_RUN),
+                addr,
+                then: Then::Tell(reply),
+            },
+        );
         answer.await.ok()?.ok()?;
     }
     sleep(attempt.pause).await;
