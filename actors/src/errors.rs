@@ -165,6 +165,9 @@ pub enum SendError {
     /// The peer is not there any more.
     #[error("the peer is gone")]
     Gone,
+    /// It could not be turned into bytes: what its `Serialize` says.
+    #[error("the message cannot be encoded: {0}")]
+    Encode(String),
     /// The node has stopped.
     #[error("the node has stopped")]
     Stopped,
@@ -189,6 +192,12 @@ pub enum AskError {
     /// There was no answer in time.
     #[error("no answer in time")]
     Timeout,
+    /// The peer's handler stopped, or panicked, before it answered.
+    #[error("the handler is gone")]
+    HandlerGone,
+    /// The answer is no `Result` of the message here: what is wrong with it.
+    #[error("the answer cannot be read: {0}")]
+    Reply(String),
     /// The name or the address is no node's. Nothing was asked.
     #[error("no node can be asked there: {0}")]
     Target(MemberError),
@@ -216,6 +225,9 @@ pub enum Cause {
     /// Nobody handles such messages there.
     #[error("nobody handles it there")]
     NoHandler,
+    /// The handler's type there is another one: the bytes are none of it.
+    #[error("it cannot be read there")]
+    Undecodable,
     /// The peer could not be reached, or the connection broke.
     #[error("the connection to the peer is lost")]
     LinkLost,

@@ -44,6 +44,7 @@
 //! in the crate [`memberlist_protocol`], which knows neither actors nor sockets.
 
 mod advertise;
+mod answers;
 mod builder;
 mod cluster;
 mod delegates;
@@ -80,6 +81,7 @@ pub mod supervisor;
 #[cfg(feature = "testing")]
 pub mod trace;
 mod transport;
+mod typed;
 
 pub use self::metrics::{Histogram, InboxMetrics, Metrics};
 pub use builder::{ClusterBuilder, DEFAULT_PORT};
@@ -110,6 +112,7 @@ pub use questions::{Admit, Export, Merge, SharedState};
 pub use resolve::{DnsResolver, Resolver, Resolving};
 pub use rollout::Rollout;
 pub use store::{FileStore, Store};
+pub use typed::{FromPeer, Lane, PeerMessage};
 
 /// Injected panics, for tests.
 #[cfg(feature = "testing")]

@@ -110,6 +110,7 @@ fn outcome(receipt: Receipt) -> Result<(), NotSent> {
         Receipt::NoHandler => Err(NotSent::Never(Cause::NoHandler)),
         Receipt::Busy => Err(NotSent::Never(Cause::Busy)),
         Receipt::NotMe => Err(NotSent::Never(Cause::PeerDead)),
+        Receipt::Undecodable => Err(NotSent::Never(Cause::Undecodable)),
     }
 }
 

@@ -12,7 +12,7 @@ use bincode::{
     error::{DecodeError, EncodeError},
 };
 use bytes::Bytes;
-
+use serde::{Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
 use super::{
@@ -378,6 +378,39 @@ pub fn decode_address(bytes: &[u8]) -> Result<(Address, usize), WireError> {
     Ok((address, used))
 }
 
+/// Appends a user's value to `out`.
+///
+/// # Errors
+/// What its `Serialize` says; `out` is as before then.
+pub fn encode_payload(value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), String> {
+    let before = out.len();
+    let encoded = bincode::serde::encode_into_std_write(value, out, config::standard());
+    encoded.map(drop).map_err(|error| {
+        out.truncate(before);
+        error.to_string()
+    })
+}
+
+/// Reads a user's value, which has to be all of `bytes`. It may claim 16 times the memory that it has bytes, and
+/// 64 KiB in any case: what its lists only say that they hold is not reserved.
+///
+/// # Errors
+/// [`WireError::Malformed`].
+pub fn decode_payload<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+    fn limited<T: DeserializeOwned, const CLAIM: usize>(bytes: &[u8]) -> Result<(T, usize), DecodeError> {
+        bincode::serde::decode_from_slice(bytes, config::standard().with_limit::<CLAIM>())
+    }
+    const KIB: usize = 1024;
+    let read = match bytes.len() * 16 {
+        0..=0x1_0000 => limited::<T, { 64 * KIB }>(bytes),
+        0..=0x10_0000 => limited::<T, { 1024 * KIB }>(bytes),
+        0..=0x100_0000 => limited::<T, { 16 * 1024 * KIB }>(bytes),
+        _ => limited::<T, { 1024 * 1024 * KIB }>(bytes),
+    };
+    let (value, used) = read.map_err(|_| WireError::Malformed)?;
+    if used == bytes.len() { Ok(value) } else { Err(WireError::Malformed) }
+}
+
 /// A receipt as a byte.
 pub fn encode_receipt(receipt: Receipt) -> u8 {
     match receipt {
@@ -385,6 +418,7 @@ pub fn encode_receipt(receipt: Receipt) -> u8 {
         Receipt::NoHandler => 1,
         Receipt::Busy => 2,
         Receipt::NotMe => 3,
+        Receipt::Undecodable => 4,
     }
 }
 
@@ -393,7 +427,7 @@ pub fn encode_receipt(receipt: Receipt) -> u8 {
 /// # Errors
 /// [`WireError::Kind`] for one that this version does not know.
 pub fn decode_receipt(byte: u8) -> Result<Receipt, WireError> {
-    [Receipt::Taken, Receipt::NoHandler, Receipt::Busy, Receipt::NotMe]
+    [Receipt::Taken, Receipt::NoHandler, Receipt::Busy, Receipt::NotMe, Receipt::Undecodable]
         .into_iter()
         .find(|receipt| encode_receipt(*receipt) == byte)
         .ok_or(WireError::Kind)

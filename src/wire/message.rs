@@ -261,6 +261,8 @@ pub enum Receipt {
     Busy,
     /// They are for another node, or another run of it.
     NotMe,
+    /// Their handler cannot read them.
+    Undecodable,
 }
 
 /// A member as one node's full state tells it.
