@@ -14,6 +14,7 @@
 //! | [`heal`] | whom to look for of those who are missing |
 //! | [`gate`] | newcomers about whom the application is asked |
 //! | [`seen`] | which broadcasts of users have been handled |
+//! | [`link`] | messages from one node to one other one, over whatever connections there are |
 //! | [`push_pull`] | the exchange of full states |
 //! | [`limiter`], [`throttle`] | what may happen once in a while, what may be said so often |
 //! | [`rejoin`] | what a node keeps over a restart |
@@ -32,6 +33,7 @@ pub mod gossip;
 pub mod heal;
 pub mod keyring;
 pub mod limiter;
+pub mod link;
 pub mod member;
 pub mod members;
 pub mod probe;

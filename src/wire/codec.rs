@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use super::{
     WireError,
     frame::MAX_LABEL,
+    link::{append_refused, refused},
     message::{
         Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Receipt, Remembered, Suspect,
         UserBroadcast,
@@ -28,6 +29,7 @@ use super::{
 use crate::{
     accusation::Evidence,
     keyring::{Key, KeyId, Sealing},
+    link::{Carrier, Heard, Hello, Sent, Welcome},
     member::{MAX_META, MemberState, NodeId, PackedTags, Versions, check_name},
 };
 
@@ -537,6 +539,87 @@ pub fn decode_standing(bytes: &[u8]) -> Result<Standing, WireError> {
         label: label(wire.label)?,
         hears: wire.hears.into_iter().map(label).collect::<Result<_, _>>()?,
         refused: (!wire.refused.is_empty()).then(|| wire.refused.to_owned()),
+    })
+}
+
+#[derive(Encode, BorrowDecode)]
+struct WireHello<'a> {
+    from: WireId<'a>,
+    to: WireId<'a>,
+    carrier: u8,
+    connection: u64,
+    lanes: Vec<(u64, u64)>,
+    answers: u64,
+}
+
+/// The first word of a link.
+pub fn encode_hello(hello: &Hello) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    let wire = WireHello {
+        from: (&hello.from).into(),
+        to: (&hello.to).into(),
+        carrier: hello.carrier as u8,
+        connection: hello.connection,
+        lanes: hello.lanes.iter().map(|sent| (sent.first, sent.next)).collect(),
+        answers: hello.answers,
+    };
+    append(wire, &mut out);
+    out
+}
+
+/// Reads the first word of a link.
+///
+/// # Errors
+/// Why these bytes are none.
+pub fn decode_hello(bytes: &[u8]) -> Result<Hello, WireError> {
+    let wire: WireHello<'_> = exactly(bytes)?;
+    Ok(Hello {
+        from: wire.from.checked()?,
+        to: wire.to.checked()?,
+        carrier: *Carrier::ALL.get(usize::from(wire.carrier)).ok_or(WireError::Kind)?,
+        connection: wire.connection,
+        lanes: wire.lanes.into_iter().map(|(first, next)| Sent { first, next }).collect(),
+        answers: wire.answers,
+    })
+}
+
+#[derive(Encode, BorrowDecode)]
+enum WireWelcome<'a> {
+    Welcome(Vec<(Option<u64>, Vec<u8>)>),
+    Refused { code: u8, text: &'a str },
+}
+
+/// The answer to the first word of a link.
+pub fn encode_welcome(answer: &Result<Welcome, Refusal>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    match answer {
+        Ok(welcome) => {
+            let lanes = welcome.lanes.iter().map(|heard| {
+                let mut refused = Vec::new();
+                append_refused(&heard.refused, &mut refused);
+                (heard.next, refused)
+            });
+            append(WireWelcome::Welcome(lanes.collect()), &mut out);
+        }
+        Err(refusal) => {
+            let (code, text) = refusal.to_wire();
+            append(WireWelcome::Refused { code, text }, &mut out);
+        }
+    }
+    out
+}
+
+/// Reads the answer to the first word of a link.
+///
+/// # Errors
+/// Why these bytes are none.
+pub fn decode_welcome(bytes: &[u8]) -> Result<Result<Welcome, Refusal>, WireError> {
+    Ok(match exactly::<WireWelcome<'_>>(bytes)? {
+        WireWelcome::Welcome(lanes) => {
+            let heard = |(next, list): (Option<u64>, Vec<u8>)| Ok(Heard { next, refused: refused(&list)? });
+            Ok(Welcome { lanes: lanes.into_iter().map(heard).collect::<Result<_, WireError>>()? })
+        }
+        WireWelcome::Refused { code, text } => Err(Refusal::from_wire(code, text)),
     })
 }
 

@@ -4,6 +4,7 @@ pub mod codec;
 pub mod compress;
 pub mod frame;
 pub mod guard;
+pub mod link;
 pub mod message;
 pub mod order;
 pub mod seal;

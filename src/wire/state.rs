@@ -49,12 +49,34 @@ pub enum Refusal {
     /// One node's address is outside the networks that the other one allows.
     #[error("one of the two addresses is outside the networks that the other node allows")]
     Address,
+    /// Another node is there, or another run of it.
+    #[error("another node is there, or another run of it")]
+    NotMe,
+    /// A later connection of the link is there already, or what the dialler says of the link cannot be.
+    #[error("a later connection has taken its place")]
+    Overtaken,
+    /// The dialler is no member there, as far as it has heard.
+    #[error("this node is no member there")]
+    Stranger,
+    /// It has no room for another one just now.
+    #[error("it has no room for another one")]
+    Crowded,
     /// The application said no.
     #[error("vetoed: {0}")]
     Vetoed(String),
 }
 
 impl Refusal {
+    /// The code of those that need no text.
+    pub fn code(&self) -> u8 {
+        self.to_wire().0
+    }
+
+    /// What a code stands for.
+    pub fn of_code(code: u8) -> Self {
+        Self::from_wire(code, "")
+    }
+
     pub(super) fn to_wire(&self) -> (u8, &str) {
         match self {
             Self::Label => (0, ""),
@@ -65,6 +87,10 @@ impl Refusal {
             Self::Removed => (5, ""),
             Self::Vetoed(text) => (6, text),
             Self::Address => (7, ""),
+            Self::NotMe => (8, ""),
+            Self::Overtaken => (9, ""),
+            Self::Crowded => (10, ""),
+            Self::Stranger => (11, ""),
         }
     }
 
@@ -79,6 +105,10 @@ impl Refusal {
             5 => Self::Removed,
             6 => Self::Vetoed(text.chars().filter(|c| !c.is_control()).take(200).collect()),
             7 => Self::Address,
+            8 => Self::NotMe,
+            9 => Self::Overtaken,
+            10 => Self::Crowded,
+            11 => Self::Stranger,
             _ => Self::Vetoed(format!("refusal {code}")),
         }
     }

@@ -1,0 +1,169 @@
+//! **PeerLink**: what this node has to say to one peer. There is one for each peer that is sent something over a
+//! stream. It hears of messages that wait, of connections that have ended and of what becomes of the peer; it
+//! dials, and gives up what has waited for too long.
+//!
+//! ```text
+//!   Peer::send ──► Link: queue, questions ◄── connection (a task) ──► the peer's node
+//!                    │ "wanted"                  ▲      │ "ended"
+//!                    └────────► PeerLink ────────┘◄─────┘
+//!                                   ▲ "the peer has moved, is back, is gone" from NodeState
+//! ```
+//!
+//! The queue is the link's, not the connection's: it outlives both the connections and the actor. The rules are in
+//! [`memberlist_protocol::link`].
+
+mod cell;
+mod duplex;
+mod inbound;
+mod outbound;
+mod wide;
+
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Instant};
+
+use actix::{Actor, Context, StreamHandler};
+use memberlist_protocol::link::{Carrier, Redial};
+
+pub(crate) use self::{
+    cell::{Letter, Link, Links, What},
+    inbound::{Inbounds, serve},
+};
+use crate::{
+    errors::Cause,
+    inbox::{Alarm, Turn, Turns},
+    messages::{LINK, ToLink},
+    ring::{Shared, now},
+    supervisor::Child,
+};
+
+/// What survives a restart of the actor.
+#[derive(Default)]
+pub(crate) struct Kept {
+    carriers: [Way; 2],
+}
+
+/// One of the two connections.
+#[derive(Default)]
+struct Way {
+    redial: Redial,
+    /// Whether its task runs.
+    running: bool,
+    /// Since when there has been no connection, although one is wanted.
+    lost: Option<Instant>,
+}
+
+/// The actor.
+pub(crate) struct PeerLink {
+    ring: Shared,
+    link: Arc<Link>,
+    kept: Rc<RefCell<Kept>>,
+    alarm: Alarm,
+}
+
+/// Starts the actor of a link.
+pub(crate) fn start(ring: &Shared, link: Arc<Link>) {
+    let Some(supervisor) = ring.supervisor.get() else { return };
+    let (ring, kept) = (ring.clone(), Rc::<RefCell<Kept>>::default());
+    supervisor.supervise(LINK, 16, move || PeerLink {
+        ring: ring.clone(),
+        link: link.clone(),
+        kept: kept.clone(),
+        alarm: Alarm::default(),
+    });
+}
+
+impl PeerLink {
+    fn hear(&self, item: ToLink) {
+        let mut kept = self.kept.borrow_mut();
+        match item {
+            ToLink::Wanted(carrier) => {
+                let way = &mut kept.carriers[carrier as usize];
+                way.lost = way.lost.or_else(|| (!way.running).then(now));
+            }
+            ToLink::Ended { carrier, up } => {
+                let way = &mut kept.carriers[carrier as usize];
+                way.running = false;
+                way.redial.failed(up, now(), &mut *self.ring.rng.borrow_mut());
+                way.lost = (!self.link.is_idle(carrier)).then(now);
+            }
+            ToLink::Up(carrier) => kept.carriers[carrier as usize].lost = None,
+            ToLink::Alive => {
+                for way in &mut kept.carriers {
+                    way.redial.hurry(now());
+                }
+            }
+            ToLink::Gone(cause) => {
+                drop(kept);
+                self.ring.links.remove(&self.link.peer);
+                self.link.end(&self.ring, cause);
+            }
+        }
+    }
+
+    /// Dials where something waits and it is time, and gives up what has waited for too long.
+    fn on_time(&self) {
+        let now = now();
+        for carrier in Carrier::ALL {
+            let window = self.ring.config.link_window;
+            let mut kept = self.kept.borrow_mut();
+            let way = &mut kept.carriers[carrier as usize];
+            if way.lost.is_some_and(|since| now.saturating_duration_since(since) >= window) {
+                way.lost = None;
+                self.link.give_up(&self.ring, carrier);
+            }
+            let wanted = !self.link.is_idle(carrier) && !self.link.is_ended();
+            if wanted && !way.running && way.redial.due().is_none_or(|due| due <= now) {
+                way.redial.begin();
+                way.running = true;
+                way.lost.get_or_insert(now);
+                drop(kept);
+                let task = outbound::run(self.ring.clone(), self.link.clone(), carrier);
+                self.ring.spawn("link", task);
+            }
+        }
+    }
+
+    fn set_alarm(&self) {
+        let kept = self.kept.borrow();
+        let due = kept.carriers.iter().zip(Carrier::ALL).filter_map(|(way, carrier)| {
+            let dial = way.redial.due().filter(|_| !way.running && !self.link.is_idle(carrier));
+            let end = way.lost.map(|since| since + self.ring.config.link_window);
+            [dial, end].into_iter().flatten().min()
+        });
+        self.alarm.set(due.min());
+    }
+}
+
+impl Actor for PeerLink {
+    type Context = Context<Self>;
+}
+
+impl actix::Supervised for PeerLink {}
+
+impl Child for PeerLink {
+    fn boot(&mut self, ctx: &mut Context<Self>) {
+        self.on_time();
+        self.set_alarm();
+        Self::add_stream(Turns::new(self.link.inbox.clone(), self.alarm.clone(), None), ctx);
+    }
+}
+
+impl StreamHandler<Turn> for PeerLink {
+    fn handle(&mut self, _: Turn, ctx: &mut Context<Self>) {
+        self.ring.turn(LINK, &self.link.inbox, |item| self.hear(item));
+        self.on_time();
+        self.set_alarm();
+        if self.link.is_ended() {
+            actix::ActorContext::stop(ctx);
+        }
+    }
+}
+
+/// Why a peer that is not there any more is gone.
+pub(crate) fn cause_of(ring: &crate::ring::Doors, peer: &memberlist_protocol::member::NodeId) -> Cause {
+    use memberlist_protocol::member::MemberState;
+    match ring.view.borrow().get(peer.name()) {
+        Some(member) if member.id == *peer && member.state == MemberState::Left => Cause::PeerLeft,
+        Some(member) if member.id != *peer => Cause::Replaced,
+        _ => Cause::PeerDead,
+    }
+}

@@ -1,0 +1,473 @@
+//! What a link holds: a cell that users' threads fill and the node's thread empties.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use memberlist_protocol::{
+    config::Config,
+    link::{Carrier, Full, Heard, Lane, Nonsense, Outgoing, Sent, Settled},
+    member::NodeId,
+    wire::{
+        link::How,
+        message::Receipt,
+    },
+};
+
+use crate::{
+    errors::{AskError, Cause, NotSent, SendError},
+    inbox::Inbox,
+    messages::{Reply, ToLink, ToTransport},
+    metrics::{Lost, up},
+    outbox::Fate,
+    ring::Doors,
+};
+
+/// What an actor of a link may have to hear at once.
+const INBOX: usize = 64;
+
+/// What a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// A message of this kind; the empty one are bytes without a type.
+    Tell(&'static str),
+    /// A question of this kind, of which the asker waits for the answer until then.
+    Ask(&'static str, Instant),
+    /// A broadcast; an address comes first.
+    Broadcast,
+}
+
+/// One message.
+pub(crate) struct Letter {
+    pub(crate) what: What,
+    pub(crate) bytes: Bytes,
+    pub(crate) fate: Fate,
+}
+
+/// How a connection of a link stands.
+#[derive(Default)]
+struct Writer {
+    /// Wakes the task of the connection.
+    waker: Option<Waker>,
+    /// Whether a connection is up.
+    up: bool,
+    /// Whether PeerLink knows that one is wanted.
+    asked: bool,
+}
+
+/// What a peer's link is doing: [`Peer::status`](crate::Peer::status).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinkStatus {
+    /// Since when the connection for ordered messages has been up; `None` while there is none.
+    pub active_since: Option<Instant>,
+    /// The last round trip over it.
+    pub rtt: Option<Duration>,
+    /// Where it leads.
+    pub remote: Option<SocketAddr>,
+    /// Messages that are not settled: they wait, or no answer to them has come.
+    pub queued: usize,
+    /// Their bytes.
+    pub queued_bytes: usize,
+    /// Messages that a handler's queue there has taken.
+    pub sent: u64,
+    /// Messages that have not got through, or of which that is not known.
+    pub dropped: u64,
+}
+
+struct State {
+    out: Outgoing<Letter>,
+    questions: BTreeMap<(Lane, u64), Reply<Result<Bytes, AskError>>>,
+    /// The number of the answer that comes next.
+    answers: u64,
+    writers: [Writer; 2],
+    /// The number of the last connection.
+    connection: u64,
+    ended: Option<Cause>,
+    status: LinkStatus,
+}
+
+/// A link to one peer.
+pub(crate) struct Link {
+    pub(crate) peer: NodeId,
+    pub(crate) inbox: Arc<Inbox<ToLink>>,
+    state: Mutex<State>,
+    max_questions: usize,
+}
+
+/// A message that has ended, and how; told when no lock is held.
+type Told = Vec<(Fate, Result<(), NotSent>)>;
+
+impl Link {
+    fn new(peer: NodeId, config: &Config) -> Self {
+        let state = State {
+            out: Outgoing::new(config.peer_queue_depth, config.peer_queue_bytes),
+            questions: BTreeMap::new(),
+            answers: 0,
+            writers: Default::default(),
+            connection: 0,
+            ended: None,
+            status: LinkStatus::default(),
+        };
+        let inbox = Inbox::new(INBOX, INBOX);
+        Self { peer, inbox, state: Mutex::new(state), max_questions: config.peer_queue_depth }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a message.
+    pub(crate) fn send(&self, lane: Lane, letter: Letter) -> Result<(), (SendError, Letter)> {
+        let mut state = self.lock();
+        if let Some(cause) = state.ended {
+            let error = if cause == Cause::Stopped { SendError::Stopped } else { SendError::Gone };
+            return Err((error, letter));
+        }
+        if matches!(letter.fate, Fate::Ask(_)) && state.questions.len() >= self.max_questions {
+            return Err((SendError::Full, letter));
+        }
+        let len = letter.bytes.len();
+        state.out.push(lane, letter, len).map_err(|(Full, letter)| (SendError::Full, letter))?;
+        let writer = &mut state.writers[lane.carrier() as usize];
+        let (waker, ask) = (writer.waker.take(), !writer.up && !writer.asked);
+        writer.asked |= ask;
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if ask {
+            let _ = self.inbox.insist(ToLink::Wanted(lane.carrier()));
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is held for that connection: nothing waits, nothing is unsettled.
+    pub(crate) fn is_idle(&self, carrier: Carrier) -> bool {
+        let state = self.lock();
+        state.out.is_empty(carrier) && (carrier == Carrier::Bulk || state.questions.is_empty())
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.lock().ended.is_some()
+    }
+
+    pub(crate) fn status(&self) -> LinkStatus {
+        let state = self.lock();
+        let (queued, queued_bytes) = state.out.held();
+        LinkStatus { queued, queued_bytes, ..state.status.clone() }
+    }
+
+    /// What the hello of the next connection says: its number, the lanes, the answers.
+    pub(crate) fn hello(&self, carrier: Carrier) -> (u64, Vec<Sent>, u64) {
+        let mut state = self.lock();
+        state.connection += 1;
+        (state.connection, state.out.sent(carrier), state.answers)
+    }
+
+    /// A connection is up.
+    pub(crate) fn welcomed(
+        &self,
+        doors: &Doors,
+        carrier: Carrier,
+        lanes: &[Heard],
+        remote: SocketAddr,
+        at: Instant,
+    ) -> Result<(), Nonsense> {
+        let mut told = Told::new();
+        let mut state = self.lock();
+        let State { out, questions, .. } = &mut *state;
+        out.welcomed(carrier, lanes, |letter, at, settled| {
+            settle(&mut told, questions, letter, at, settled);
+        })?;
+        state.writers[carrier as usize].up = true;
+        if carrier == Carrier::Main {
+            (state.status.active_since, state.status.remote) = (Some(at), Some(remote));
+        }
+        count(&mut state.status, &told);
+        drop(state);
+        tell(doors, told);
+        let _ = self.inbox.insist(ToLink::Up(carrier));
+        Ok(())
+    }
+
+    /// A connection has ended.
+    pub(crate) fn down(&self, carrier: Carrier) {
+        let mut state = self.lock();
+        state.writers[carrier as usize] = Writer::default();
+        if carrier == Carrier::Main {
+            (state.status.active_since, state.status.rtt) = (None, None);
+        }
+    }
+
+    /// Gives the next messages to be written to `write`, until it says that it is enough. `waker` is woken when
+    /// there are more.
+    pub(crate) fn next(
+        &self,
+        carrier: Carrier,
+        waker: &Waker,
+        mut write: impl FnMut(Lane, u64, What, &Bytes) -> bool,
+    ) {
+        let mut state = self.lock();
+        let State { out, questions, writers, ended, .. } = &mut *state;
+        if ended.is_some() {
+            return;
+        }
+        while let Some((lane, number, letter)) = out.next(carrier) {
+            if let Fate::Ask(reply) = &mut letter.fate
+                && let Some(reply) = reply.take()
+            {
+                questions.insert((lane, number), reply);
+            }
+            if !write(lane, number, letter.what, &letter.bytes) {
+                break;
+            }
+        }
+        match &mut writers[carrier as usize].waker {
+            Some(known) => known.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+    }
+
+    /// Whether there is something that has not gone over the present connection.
+    pub(crate) fn has_next(&self, carrier: Carrier) -> bool {
+        self.lock().out.has_next(carrier)
+    }
+
+    /// The peer has said what it has taken.
+    pub(crate) fn acked(
+        &self,
+        doors: &Doors,
+        lane: Lane,
+        next: u64,
+        refused: &[(u64, Receipt)],
+    ) -> Result<(), Nonsense> {
+        let mut told = Told::new();
+        let mut state = self.lock();
+        let State { out, questions, .. } = &mut *state;
+        out.acked(lane, next, refused, |letter, at, settled| {
+            settle(&mut told, questions, letter, at, settled);
+        })?;
+        count(&mut state.status, &told);
+        drop(state);
+        tell(doors, told);
+        Ok(())
+    }
+
+    /// An answer has arrived. Says which one comes next.
+    pub(crate) fn answered(
+        &self,
+        number: u64,
+        question: (Lane, u64),
+        how: How,
+        payload: &[u8],
+    ) -> Result<u64, Nonsense> {
+        let mut state = self.lock();
+        if number > state.answers {
+            return Err(Nonsense);
+        }
+        if number < state.answers {
+            return Ok(state.answers);
+        }
+        state.answers += 1;
+        let (next, reply) = (state.answers, state.questions.remove(&question));
+        drop(state);
+        if let Some(reply) = reply {
+            let answer = match how {
+                How::Reply => Ok(Bytes::copy_from_slice(payload)),
+                How::HandlerGone => Err(AskError::HandlerGone),
+                How::Unfit => {
+                    let why = String::from_utf8_lossy(&payload[..payload.len().min(200)]);
+                    Err(AskError::Reply(why.chars().filter(|c| !c.is_control()).collect()))
+                }
+            };
+            let _ = reply.send(answer);
+        }
+        Ok(next)
+    }
+
+    pub(crate) fn measured(&self, rtt: Duration) {
+        self.lock().status.rtt = Some(rtt);
+    }
+
+    /// Forgets questions that nobody waits for any more, and takes back what was not sent and need not be.
+    pub(crate) fn purge(&self, doors: &Doors, now: Instant) {
+        let mut told = Told::new();
+        let mut state = self.lock();
+        state.questions.retain(|_, reply| !reply.is_closed());
+        let is_over = |_, letter: &Letter| match (&letter.what, &letter.fate) {
+            (What::Ask(_, until), _) => *until <= now,
+            (_, fate) => fate.is_void(),
+        };
+        state.out.take_back(is_over, |letter| {
+            let cause = if letter.fate.is_void() { Cause::Invalidated } else { Cause::Expired };
+            told.push((letter.fate, Err(NotSent::Never(cause))));
+        });
+        drop(state);
+        tell(doors, told);
+    }
+
+    /// There has been no connection for too long: nothing that waits for it will get through.
+    pub(crate) fn give_up(&self, doors: &Doors, carrier: Carrier) {
+        let mut told = Told::new();
+        let mut state = self.lock();
+        let State { out, questions, writers, .. } = &mut *state;
+        if writers[carrier as usize].up {
+            return;
+        }
+        writers[carrier as usize].asked = false;
+        out.give_up(carrier, |letter, at, settled| {
+            settle(&mut told, questions, letter, at, settled);
+        });
+        out.take_back(
+            |lane, _| lane.carrier() == carrier,
+            |letter| told.push((letter.fate, Err(NotSent::Never(Cause::LinkLost)))),
+        );
+        let lost = || Err(AskError::NotSent(NotSent::Unknown(Cause::LinkLost)));
+        if carrier == Carrier::Main {
+            for (_, reply) in std::mem::take(questions) {
+                let _ = reply.send(lost());
+            }
+        }
+        count(&mut state.status, &told);
+        drop(state);
+        tell(doors, told);
+    }
+
+    /// Ends everything: the peer is gone, or the node stops.
+    pub(crate) fn end(&self, doors: &Doors, cause: Cause) {
+        let mut told = Told::new();
+        let mut state = self.lock();
+        state.ended.get_or_insert(cause);
+        state.out.end(|letter, settled| {
+            let outcome = match settled {
+                Settled::Unsent => NotSent::Never(cause),
+                _ => NotSent::Unknown(cause),
+            };
+            told.push((letter.fate, Err(outcome)));
+        });
+        let questions = std::mem::take(&mut state.questions);
+        let wakers = state.writers.each_mut().map(|writer| writer.waker.take());
+        count(&mut state.status, &told);
+        drop(state);
+        for (_, reply) in questions {
+            let _ = reply.send(Err(AskError::NotSent(NotSent::Unknown(cause))));
+        }
+        tell(doors, told);
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
+/// Notes what a message's outcome is, and ends its question if it will not be answered.
+fn settle(
+    told: &mut Told,
+    questions: &mut BTreeMap<(Lane, u64), Reply<Result<Bytes, AskError>>>,
+    letter: Letter,
+    at: (Lane, u64),
+    settled: Settled,
+) {
+    let outcome = outcome(settled);
+    if let (Fate::Ask(_), Err(not_sent)) = (&letter.fate, outcome)
+        && let Some(reply) = questions.remove(&at)
+    {
+        let _ = reply.send(Err(AskError::NotSent(not_sent)));
+    }
+    told.push((letter.fate, outcome));
+}
+
+fn outcome(settled: Settled) -> Result<(), NotSent> {
+    let never = |cause| Err(NotSent::Never(cause));
+    match settled {
+        Settled::Receipt(Receipt::Taken) => Ok(()),
+        Settled::Receipt(Receipt::NoHandler) => never(Cause::NoHandler),
+        Settled::Receipt(Receipt::Busy) => never(Cause::Busy),
+        Settled::Receipt(Receipt::NotMe) => never(Cause::PeerDead),
+        Settled::Receipt(Receipt::Undecodable) => never(Cause::Undecodable),
+        Settled::InDoubt => Err(NotSent::Unknown(Cause::LinkLost)),
+        Settled::Unsent => never(Cause::LinkLost),
+    }
+}
+
+fn count(status: &mut LinkStatus, told: &Told) {
+    let sent = told.iter().filter(|(_, outcome)| outcome.is_ok()).count() as u64;
+    status.sent += sent;
+    status.dropped += told.len() as u64 - sent;
+}
+
+fn tell(doors: &Doors, told: Told) {
+    for (fate, outcome) in told {
+        if outcome.is_ok() {
+            up(&doors.counters.user_messages_sent);
+        } else {
+            doors.counters.drop(Lost::Undelivered);
+        }
+        fate.end(outcome);
+    }
+}
+
+/// All links of a node, by their peers.
+#[derive(Default)]
+pub(crate) struct Links {
+    all: Mutex<Registry>,
+}
+
+#[derive(Default)]
+struct Registry {
+    links: BTreeMap<NodeId, Arc<Link>>,
+    closed: bool,
+}
+
+impl Links {
+    /// The link to a peer, which is made if there is none.
+    pub(crate) fn to(&self, doors: &Doors, peer: &NodeId) -> Result<Arc<Link>, SendError> {
+        let mut all = self.lock();
+        if all.closed {
+            return Err(SendError::Stopped);
+        }
+        if let Some(link) = all.links.get(peer) {
+            return Ok(link.clone());
+        }
+        // Whoever is gone gets no new one: the caller has looked, but not under this lock.
+        crate::peer::present(doors, peer).ok_or(SendError::Gone)?;
+        let link = Arc::new(Link::new(peer.clone(), &doors.config));
+        all.links.insert(peer.clone(), link.clone());
+        drop(all);
+        let started = doors.transport.insist(ToTransport::Link { link: link.clone() });
+        started.map(|()| link).map_err(|_| SendError::Stopped)
+    }
+
+    /// The link to a peer, if there is one.
+    pub(crate) fn get(&self, peer: &NodeId) -> Option<Arc<Link>> {
+        self.lock().links.get(peer).cloned()
+    }
+
+    pub(crate) fn remove(&self, peer: &NodeId) {
+        self.lock().links.remove(peer);
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Arc<Link>> {
+        self.lock().links.values().cloned().collect()
+    }
+
+    /// Makes no more, and ends those that are there.
+    pub(crate) fn close(&self, doors: &Doors) {
+        let mut all = self.lock();
+        all.closed = true;
+        let links = std::mem::take(&mut all.links);
+        drop(all);
+        for link in links.into_values() {
+            link.end(doors, Cause::Stopped);
+            link.inbox.close();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

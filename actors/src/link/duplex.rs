@@ -1,0 +1,269 @@
+//! Both directions of a connection at once: what has come is read and handled, what there is to say is written, in
+//! as few system calls as it fits into.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    io::IoSlice,
+    pin::Pin,
+    sync::atomic::Ordering::Relaxed,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use memberlist_protocol::wire::{
+    WireError,
+    link::{Frame, LENGTH, read},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use crate::{network::channel::Channel, ring::Shared, streams::Failure};
+
+/// Bytes that are read at once, at most.
+const READ: usize = 256 * 1024;
+
+/// Bytes that a connection on which little comes keeps for reading.
+const FIRST_READ: usize = 4 * 1024;
+
+/// Bytes that are gathered before they are written.
+const WRITE: usize = 256 * 1024;
+
+/// What is longer is not copied for that.
+const COPIED: usize = 4 * 1024;
+
+/// Pieces that are written at once.
+const PIECES: usize = 64;
+
+/// Turns after which a connection that has more to do lets others have theirs.
+const TURNS: usize = 8;
+
+/// A connection that has been silent for so long is asked whether it is there.
+pub(super) const SILENT: Duration = Duration::from_secs(5);
+
+/// Silences in a row after which nobody is there.
+pub(super) const MISSED: u32 = 3;
+
+/// One end of a link, as its connection sees it.
+pub(super) trait End {
+    /// Handles a frame.
+    fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure>;
+
+    /// Says what there is to say, until `out` is full. It is asked again when `cx` is woken, or something has come.
+    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>);
+
+    /// Nothing has come for [`SILENT`], `missed` times in a row.
+    fn silent(&mut self, missed: u32, out: &mut Out) -> Result<(), Failure>;
+}
+
+/// What is to be written: small pieces one after the other in one buffer, large ones as they are.
+#[derive(Default)]
+pub(super) struct Out {
+    small: Vec<u8>,
+    /// Large pieces, and where in `small` they belong.
+    large: VecDeque<(usize, Bytes)>,
+    large_bytes: usize,
+    /// Written already: of `small`, and of the first large piece.
+    at: (usize, usize),
+}
+
+impl Out {
+    /// A frame, and its payload.
+    pub(super) fn push(&mut self, frame: &Frame<'_>, payload: &Bytes) {
+        memberlist_protocol::wire::link::begin(frame, payload.len(), &mut self.small);
+        if payload.len() <= COPIED {
+            self.small.extend_from_slice(payload);
+        } else {
+            self.large.push_back((self.small.len(), payload.clone()));
+            self.large_bytes += payload.len();
+        }
+    }
+
+    /// Whether enough is gathered.
+    pub(super) fn is_full(&self) -> bool {
+        self.small.len() + self.large_bytes >= WRITE || self.large.len() >= PIECES / 2
+    }
+
+    fn is_empty(&self) -> bool {
+        self.at.0 == self.small.len() && self.large.is_empty()
+    }
+
+    /// Writes what the connection takes. Says how much that was.
+    fn poll_write(&mut self, channel: &mut Channel, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        let (mut from, mut count) = (self.at.0, 0);
+        for (i, (place, bytes)) in self.large.iter().enumerate() {
+            if count + 2 >= PIECES {
+                break;
+            }
+            if from < *place {
+                slices[count] = IoSlice::new(&self.small[from..*place]);
+                count += 1;
+                from = *place;
+            }
+            slices[count] = IoSlice::new(&bytes[if i == 0 { self.at.1 } else { 0 }..]);
+            count += 1;
+        }
+        if count < PIECES && from < self.small.len() && count + 1 < PIECES {
+            slices[count] = IoSlice::new(&self.small[from..]);
+            count += 1;
+        }
+        let written = std::task::ready!(Pin::new(channel).poll_write_vectored(cx, &slices[..count]))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.advance(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        while written > 0 {
+            let to = self.large.front().map_or(self.small.len(), |(place, _)| *place);
+            let small = written.min(to - self.at.0);
+            self.at.0 += small;
+            written -= small;
+            if written == 0 {
+                break;
+            }
+            let Some((_, bytes)) = self.large.front() else { break };
+            let large = written.min(bytes.len() - self.at.1);
+            self.at.1 += large;
+            written -= large;
+            if self.at.1 == bytes.len() {
+                self.large_bytes -= bytes.len();
+                self.large.pop_front();
+                self.at.1 = 0;
+            }
+        }
+        if self.is_empty() {
+            self.small.clear();
+            self.at = (0, 0);
+        }
+    }
+}
+
+/// What has come and is not handled.
+struct In {
+    buffer: Vec<u8>,
+    /// Where what is not handled begins and ends.
+    from: usize,
+    to: usize,
+    /// Longest frame.
+    max: usize,
+}
+
+impl In {
+    /// The length of the frame that comes next, if it is known.
+    fn length(&self) -> Result<Option<usize>, WireError> {
+        let Some(len) = self.buffer[self.from..self.to].first_chunk::<LENGTH>() else { return Ok(None) };
+        let len = u32::from_le_bytes(*len) as usize;
+        if len > self.max { Err(WireError::TooLong) } else { Ok(Some(len)) }
+    }
+
+    /// Makes room to read into: as much again as has come, within bounds.
+    fn make_room(&mut self) -> Result<(), WireError> {
+        if self.from == self.to {
+            (self.from, self.to) = (0, 0);
+        }
+        let wanted = self.length()?.map_or(0, |len| LENGTH + len);
+        if self.to == self.buffer.len() || self.from > 0 && self.from + wanted > self.buffer.len() {
+            self.buffer.copy_within(self.from..self.to, 0);
+            (self.from, self.to) = (0, self.to - self.from);
+        }
+        if self.to == self.buffer.len() {
+            let len = (self.buffer.len() * 2).clamp(FIRST_READ, READ.max(LENGTH + self.max));
+            self.buffer.resize(len, 0);
+        }
+        Ok(())
+    }
+}
+
+/// Keeps a connection going until it breaks, says something that it must not, or its end has had enough.
+pub(super) async fn run(
+    ring: &Shared,
+    channel: &mut Channel,
+    end: &mut impl End,
+    max: usize,
+) -> Result<(), Failure> {
+    let mut input = In { buffer: vec![0; FIRST_READ], from: 0, to: 0, max };
+    let mut out = Out::default();
+    let mut silence = std::pin::pin!(sleep_until(Instant::now() + SILENT));
+    let (mut missed, mut heard) = (0, false);
+    poll_fn(|cx| {
+        for _ in 0..TURNS {
+            let mut progress = false;
+            input.make_room()?;
+            let mut buf = ReadBuf::new(&mut input.buffer[input.to..]);
+            match Pin::new(&mut *channel).poll_read(cx, &mut buf) {
+                Poll::Ready(read) => {
+                    read?;
+                    let len = buf.filled().len();
+                    if len == 0 {
+                        return Poll::Ready(if input.from == input.to {
+                            Ok(())
+                        } else {
+                            Err(WireError::Truncated.into())
+                        });
+                    }
+                    input.to += len;
+                    ring.counters.stream_bytes_received.fetch_add(len as u64, Relaxed);
+                    (progress, heard) = (true, true);
+                    while let Some(len) = input.length()?
+                        && input.to - input.from >= LENGTH + len
+                    {
+                        let at = input.from + LENGTH;
+                        end.frame(read_frame(&input.buffer[at..at + len])?)?;
+                        input.from = at + len;
+                    }
+                }
+                Poll::Pending => {}
+            }
+            if poll_silence(silence.as_mut(), &mut heard, cx) {
+                missed += 1;
+                end.silent(missed, &mut out)?;
+            } else if progress {
+                missed = 0;
+            }
+            if !out.is_full() {
+                end.fill(&mut out, cx);
+            }
+            if !out.is_empty() {
+                match out.poll_write(channel, cx)? {
+                    Poll::Ready(written) => {
+                        ring.counters.stream_bytes_sent.fetch_add(written as u64, Relaxed);
+                        progress = true;
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            if out.is_empty() && Pin::new(&mut *channel).poll_flush(cx)?.is_pending() {
+                progress = false;
+            }
+            if !progress {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
+}
+
+fn read_frame(bytes: &[u8]) -> Result<Frame<'_>, WireError> {
+    read(bytes)
+}
+
+/// Whether a silence has ended, which begins anew each time that something is heard.
+fn poll_silence(mut sleep: Pin<&mut Sleep>, heard: &mut bool, cx: &mut Context<'_>) -> bool {
+    if sleep.as_mut().poll(cx).is_pending() {
+        return false;
+    }
+    sleep.as_mut().reset(Instant::now() + SILENT);
+    // It is armed again for whoever is heard now and then: no timer is moved with each packet.
+    let _ = sleep.as_mut().poll(cx);
+    !std::mem::take(heard)
+}

@@ -1,0 +1,351 @@
+//! The receiver's end of a link: who it is from, what has come, and the answers that go back.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use memberlist_protocol::{
+    link::{Ack, Carrier, Heard, Hello, Incoming, Lane, Outgoing, Overtaken, Received, Welcome},
+    member::{MemberState, NodeId},
+    wire::{
+        WireError, codec,
+        link::{self as frames, Frame, How, MAX_AROUND},
+        message::Receipt,
+        state::Refusal,
+    },
+};
+use tokio::time::timeout;
+
+use super::{
+    duplex::{self, End, MISSED, Out},
+    outbound::nonsense,
+    wide,
+};
+use crate::{
+    answers::{Answer, Answered, Answers},
+    events::Sender,
+    metrics::Lost,
+    ring::{Shared, now},
+    routes::Arrived,
+    streams::{Failure, Line, Permit},
+};
+
+/// Bytes of a hello, at most.
+const MAX_HELLO: usize = 1024;
+
+/// How long a node that is no member here may wait until it has been heard of.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Nodes of which it is kept what has come from them. Above that those go first that have no connection.
+const MAX_INBOUND: usize = 8192;
+
+/// What has come from one node.
+pub(super) struct Inbound {
+    incoming: RefCell<Incoming>,
+    answers: Arc<AnswerBox>,
+    /// Connections that are open, and when the last one was closed.
+    open: Cell<usize>,
+    closed: Cell<Option<Instant>>,
+}
+
+/// A connection's place in its link.
+pub(super) struct Seat {
+    carrier: Carrier,
+    connection: u64,
+    from: Sender,
+}
+
+/// What has come from each node. Who can prove to be that node, by a seal or by where it comes from, shares nothing
+/// with who only says so.
+#[derive(Default)]
+pub(crate) struct Inbounds(RefCell<BTreeMap<(NodeId, bool), Rc<Inbound>>>);
+
+impl Inbounds {
+    fn of(&self, ring: &Shared, from: NodeId, proven: bool) -> Option<Rc<Inbound>> {
+        let mut all = self.0.borrow_mut();
+        // What is kept longer than the sender keeps its side is of no use.
+        let (now, window) = (now(), ring.config.link_window);
+        all.retain(|_, inbound| {
+            inbound.closed.get().is_none_or(|closed| now.saturating_duration_since(closed) <= 2 * window)
+        });
+        if all.len() >= MAX_INBOUND && !all.contains_key(&(from.clone(), proven)) {
+            let idle = all.iter().find(|(_, inbound)| inbound.open.get() == 0).map(|(id, _)| id.clone())?;
+            all.remove(&idle);
+        }
+        let new = || {
+            Rc::new(Inbound {
+                incoming: RefCell::default(),
+                answers: Arc::new(AnswerBox::new(ring.config.peer_queue_depth, ring.config.peer_queue_bytes)),
+                open: Cell::default(),
+                closed: Cell::default(),
+            })
+        };
+        Some(all.entry((from, proven)).or_insert_with(new).clone())
+    }
+}
+
+/// Counts a connection for as long as it is open.
+struct Opened(Rc<Inbound>);
+
+impl Opened {
+    fn new(inbound: Rc<Inbound>) -> Self {
+        inbound.open.set(inbound.open.get() + 1);
+        inbound.closed.set(None);
+        Self(inbound)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        if self.0.open.get() == 0 {
+            self.0.closed.set(Some(now()));
+        }
+    }
+}
+
+/// Serves a connection that somebody has dialled.
+pub(crate) async fn serve(
+    ring: &Shared,
+    permit: &Permit,
+    line: &mut Line<'_>,
+    from: SocketAddr,
+) -> Result<(), Failure> {
+    let hello = codec::decode_hello(&line.frame(MAX_HELLO).await?)?;
+    let admitted = admit(ring, line.key().is_some(), &hello, from).await;
+    let answer = admitted.as_ref().map(|(_, _, welcome)| welcome.clone()).map_err(Clone::clone);
+    line.write(&[&codec::encode_welcome(&answer)]).await?;
+    let (inbound, seat, _) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            ring.refused(&refusal, &hello.from, from);
+            return Ok(());
+        }
+    };
+    let opened = Opened::new(inbound);
+    match seat.carrier {
+        Carrier::Main => {
+            permit.is_link();
+            let max = ring.config.max_ordered_size + MAX_AROUND;
+            let mut listener = Listener { ring, inbound: &opened.0, seat: &seat, pong: None, unsaid: false };
+            duplex::run(ring, line.channel(), &mut listener, max).await
+        }
+        Carrier::Bulk => wide::serve(ring, permit, line, &opened.0, &seat, from).await,
+    }
+}
+
+/// Whether a connection is let in, and where its link stands.
+async fn admit(
+    ring: &Shared,
+    sealed: bool,
+    hello: &Hello,
+    from: SocketAddr,
+) -> Result<(Rc<Inbound>, Seat, Welcome), Refusal> {
+    if ring.view.borrow().local().id != hello.to {
+        return Err(Refusal::NotMe);
+    }
+    let state = |ring: &Shared| {
+        let view = ring.view.borrow();
+        view.get(hello.from.name()).filter(|member| member.id == hello.from).map(|m| (m.state, m.addr))
+    };
+    let there = |found: &Option<(MemberState, SocketAddr)>| found.is_some_and(|(state, _)| state.is_present());
+    let mut found = state(ring);
+    if found.is_some_and(|(state, _)| state == MemberState::Left) {
+        return Err(Refusal::Removed);
+    }
+    if !there(&found) {
+        // News of it may be on its way.
+        let mut views = ring.view.subscribe();
+        let heard = async {
+            while !there(&state(ring)) && views.changed().await.is_ok() {}
+        };
+        let _ = timeout(PATIENCE, heard).await;
+        found = state(ring);
+    }
+    let (_, addr) = found.filter(|found| there(&Some(*found))).ok_or(Refusal::Stranger)?;
+    let proven = sealed || addr.ip() == from.ip();
+    let inbound = ring.inbounds.of(ring, hello.from.clone(), proven).ok_or(Refusal::Crowded)?;
+    let welcome = inbound.incoming.borrow_mut().begin(hello).map_err(|_| Refusal::Overtaken)?;
+    if hello.carrier == Carrier::Main {
+        inbound.answers.begin(hello.answers).map_err(|()| Refusal::Overtaken)?;
+    }
+    let from = if proven { Sender::Member(hello.from.clone()) } else { Sender::Address(from) };
+    Ok((inbound, Seat { carrier: hello.carrier, connection: hello.connection, from }, welcome))
+}
+
+impl Inbound {
+    pub(super) fn receive(&self, seat: &Seat, lane: Lane, number: u64) -> Result<Received, Failure> {
+        let received = self.incoming.borrow().receive(seat.carrier, seat.connection, lane, number);
+        received.map_err(|overtaken| match overtaken {
+            Overtaken::Replaced => Failure::Unserved,
+            Overtaken::Gap => WireError::Replayed.into(),
+        })
+    }
+
+    pub(super) fn settle(&self, lane: Lane, receipt: Receipt) {
+        self.incoming.borrow_mut().settle(lane, receipt);
+    }
+
+    pub(super) fn ack(&self, lane: Lane) -> Option<Ack> {
+        self.incoming.borrow_mut().ack(lane)
+    }
+
+    /// Puts a message into its handler's queue.
+    pub(super) fn deliver(
+        &self,
+        ring: &Shared,
+        seat: &Seat,
+        lane: Lane,
+        number: u64,
+        what: frames::What<'_>,
+        bytes: Bytes,
+    ) -> Receipt {
+        let (kind, answer) = match what {
+            frames::What::Tell(kind) => (kind, None),
+            frames::What::Ask(kind, _) => {
+                (kind, Some(Answer::new(self.answers.clone(), number << 2 | u64::from(lane.byte()))))
+            }
+            frames::What::Broadcast => return Receipt::Undecodable,
+        };
+        ring.routes.deliver(ring, Arrived { from: &seat.from, kind, bytes, reliable: true, answer })
+    }
+}
+
+/// The receiver's end of a main connection.
+struct Listener<'a> {
+    ring: &'a Shared,
+    inbound: &'a Inbound,
+    seat: &'a Seat,
+    pong: Option<u64>,
+    /// Whether something may have to be acknowledged.
+    unsaid: bool,
+}
+
+impl End for Listener<'_> {
+    fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure> {
+        match frame {
+            Frame::Message { lane, number, what, payload } => {
+                if self.inbound.receive(self.seat, lane, number)? == Received::New {
+                    let bytes = Bytes::copy_from_slice(payload);
+                    let receipt = self.inbound.deliver(self.ring, self.seat, lane, number, what, bytes);
+                    self.inbound.settle(lane, receipt);
+                }
+                self.unsaid = true;
+                Ok(())
+            }
+            Frame::Answered(next) => self.inbound.answers.arrived(next).map_err(|()| nonsense()),
+            Frame::Ping(token) => {
+                self.pong = Some(token);
+                Ok(())
+            }
+            Frame::Bye(_) => Err(Failure::Unserved),
+            _ => Err(WireError::Kind.into()),
+        }
+    }
+
+    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) {
+        if !self.inbound.incoming.borrow().is_current(self.seat.carrier, self.seat.connection) {
+            return;
+        }
+        if let Some(token) = self.pong.take() {
+            out.push(&Frame::Pong(token), &Bytes::new());
+        }
+        // Acks go in front of the answers to what they acknowledge.
+        if std::mem::take(&mut self.unsaid) {
+            for lane in Carrier::Main.lanes() {
+                if let Some(ack) = self.inbound.ack(*lane) {
+                    let mut refused = Vec::new();
+                    frames::append_refused(&ack.refused, &mut refused);
+                    out.push(&Frame::Ack { lane: *lane, next: ack.next, refused: &refused }, &Bytes::new());
+                }
+            }
+        }
+        self.inbound.answers.next(cx.waker(), out);
+    }
+
+    fn silent(&mut self, missed: u32, _: &mut Out) -> Result<(), Failure> {
+        let current = self.inbound.incoming.borrow().is_current(self.seat.carrier, self.seat.connection);
+        if missed > MISSED || !current { Err(Failure::Unserved) } else { Ok(()) }
+    }
+}
+
+/// Answers on their way back to one node.
+struct AnswerBox(Mutex<Answering>);
+
+struct Answering {
+    out: Outgoing<Given>,
+    waker: Option<Waker>,
+    fresh: bool,
+}
+
+struct Given {
+    lane: Lane,
+    question: u64,
+    how: How,
+    bytes: Bytes,
+}
+
+impl AnswerBox {
+    fn new(max: usize, max_bytes: usize) -> Self {
+        Self(Mutex::new(Answering { out: Outgoing::new(max, max_bytes), waker: None, fresh: true }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Answering> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection begins; the asker has all answers below `next`.
+    fn begin(&self, next: u64) -> Result<(), ()> {
+        let mut now = self.lock();
+        if std::mem::take(&mut now.fresh) {
+            now.out.begin_at(Lane::Ordered, next);
+        }
+        let first = now.out.sent(Carrier::Main)[0].first;
+        let heard = |next| Heard { next: Some(next), refused: Vec::new() };
+        now.out.welcomed(Carrier::Main, &[heard(first), heard(next)], |_, _, _| ()).map_err(drop)
+    }
+
+    fn arrived(&self, next: u64) -> Result<(), ()> {
+        self.lock().out.acked(Lane::Ordered, next, &[], |_, _, _| ()).map_err(drop)
+    }
+
+    fn next(&self, waker: &Waker, out: &mut Out) {
+        let mut now = self.lock();
+        while !out.is_full()
+            && let Some((_, number, given)) = now.out.next(Carrier::Main)
+        {
+            let Given { lane, question, how, bytes } = given;
+            let (lane, question, how) = (*lane, *question, *how);
+            out.push(&Frame::Answer { number, lane, question, how, payload: &[] }, bytes);
+        }
+        now.waker = Some(waker.clone());
+    }
+}
+
+impl Answers for AnswerBox {
+    fn answer(&self, question: u64, answered: Answered) {
+        let (how, bytes) = match answered {
+            Answered::Reply(bytes) => (How::Reply, bytes),
+            Answered::HandlerGone => (How::HandlerGone, Bytes::new()),
+            Answered::Unfit(why) => (How::Unfit, Bytes::from(why)),
+        };
+        let lane = Lane::of((question & 3) as u8).unwrap_or(Lane::Ordered);
+        let given = Given { lane, question: question >> 2, how, bytes };
+        let len = given.bytes.len();
+        let mut now = self.lock();
+        // Whoever asks more than it takes answers gets none for the rest.
+        let _ = now.out.push(Lane::Ordered, given, len);
+        let waker = now.waker.take();
+        drop(now);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The sender's connection: it dials, says where it stands, and brings what waits to the peer.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    task::Context,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use memberlist_protocol::{
+    link::{Carrier, Hello, Lane},
+    wire::{
+        codec,
+        frame::StreamKind,
+        link::{self as frames, Frame},
+        state::Refusal,
+    },
+};
+
+use super::{
+    cell::{Link, What},
+    duplex::{self, End, MISSED, Out},
+    wide,
+};
+use crate::{
+    logs::{self, Line as Say, say},
+    messages::ToLink,
+    metrics::up,
+    peer::present,
+    ring::{Shared, now},
+    streams::{Failure, Line, count, dial},
+};
+
+/// Bytes of a welcome, at most: what was refused, of two lanes.
+const MAX_WELCOME: usize = 256 * 1024;
+
+/// Tells PeerLink how a connection has ended, however that comes.
+struct Ending {
+    link: Arc<Link>,
+    carrier: Carrier,
+    up: Option<Instant>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.link.down(self.carrier);
+        let _ = self.link.inbox.insist(ToLink::Ended { carrier: self.carrier, up: self.up });
+    }
+}
+
+/// One connection, from the dial to its end.
+pub(super) async fn run(ring: Shared, link: Arc<Link>, carrier: Carrier) {
+    let mut ending = Ending { link: link.clone(), carrier, up: None };
+    let Err(failure) = connected(&ring, &link, carrier, &mut ending.up).await else { return };
+    count(&ring, &failure);
+    let (peer, why) = (logs::node(&link.peer), logs::text(&failure));
+    say!(ring, Say::LinkLost, debug, %peer, %why, "a link to a peer has no connection");
+}
+
+async fn connected(
+    ring: &Shared,
+    link: &Arc<Link>,
+    carrier: Carrier,
+    since: &mut Option<Instant>,
+) -> Result<(), Failure> {
+    let limit = ring.config.tcp_timeout;
+    // Many links that come up at once take turns.
+    let turn = ring.dials.acquire().await.map_err(|_| Failure::Unserved)?;
+    let Some(member) = present(ring, &link.peer) else { return Ok(()) };
+    let mut line = Line::new(ring, dial(ring, member.addr, limit).await?);
+    line.open(StreamKind::Link).await?;
+    let (connection, lanes, answers) = link.hello(carrier);
+    let from = ring.view.borrow().local().id.clone();
+    let hello = Hello { from, to: link.peer.clone(), carrier, connection, lanes, answers };
+    line.write(&[&codec::encode_hello(&hello)]).await?;
+    let welcome = codec::decode_welcome(&line.answer(MAX_WELCOME).await?)?;
+    drop(turn);
+    let welcome = welcome.map_err(Failure::Refused)?;
+    let at = now();
+    link.welcomed(ring, carrier, &welcome.lanes, member.addr, at).map_err(|_| nonsense())?;
+    *since = Some(at);
+    up(&ring.counters.links_up);
+    match carrier {
+        Carrier::Main => {
+            let max = ring.config.max_message_size + frames::MAX_AROUND;
+            let mut speaker = Speaker::new(ring, link, member.addr, answers);
+            duplex::run(ring, line.channel(), &mut speaker, max).await
+        }
+        Carrier::Bulk => wide::send(&mut line, link).await,
+    }
+}
+
+/// The peer contradicts itself.
+pub(super) fn nonsense() -> Failure {
+    Failure::Refused(Refusal::Overtaken)
+}
+
+/// The sender's end of a main connection.
+struct Speaker<'a> {
+    ring: &'a Shared,
+    link: &'a Link,
+    addr: SocketAddr,
+    /// Answers below this have arrived, and the peer has been told up to the second.
+    answers: (u64, u64),
+    asked: Option<(u64, Instant)>,
+    pinged: bool,
+    /// Since when nothing has been under way.
+    idle: Option<Instant>,
+}
+
+impl<'a> Speaker<'a> {
+    fn new(ring: &'a Shared, link: &'a Link, addr: SocketAddr, answers: u64) -> Self {
+        Self { ring, link, addr, answers: (answers, answers), asked: None, pinged: false, idle: None }
+    }
+}
+
+/// A link that has had nothing to say for so long lets its connection go.
+const IDLE: Duration = Duration::from_secs(60);
+
+impl End for Speaker<'_> {
+    fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure> {
+        match frame {
+            Frame::Ack { lane, next, refused } if lane.carrier() == Carrier::Main => {
+                let refused = frames::refused(refused)?;
+                self.link.acked(self.ring, lane, next, &refused).map_err(|_| nonsense())
+            }
+            Frame::Answer { number, lane, question, how, payload } => {
+                let next = self.link.answered(number, (lane, question), how, payload);
+                self.answers.0 = next.map_err(|_| nonsense())?;
+                Ok(())
+            }
+            Frame::Pong(token) => {
+                if let Some((asked, at)) = self.asked.take()
+                    && asked == token
+                {
+                    self.link.measured(now().saturating_duration_since(at));
+                }
+                Ok(())
+            }
+            Frame::Bye(code) => Err(Failure::Refused(Refusal::of_code(code))),
+            _ => Err(memberlist_protocol::wire::WireError::Kind.into()),
+        }
+    }
+
+    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) {
+        if self.answers.0 != self.answers.1 {
+            self.answers.1 = self.answers.0;
+            out.push(&Frame::Answered(self.answers.0), &Bytes::new());
+        }
+        if !self.pinged {
+            // The first one measures the way.
+            self.pinged = true;
+            self.ping(out);
+        }
+        let at = now();
+        self.link.next(Carrier::Main, cx.waker(), |lane, number, what, bytes| {
+            push(out, lane, number, what, bytes, at);
+            !out.is_full()
+        });
+    }
+
+    fn silent(&mut self, missed: u32, out: &mut Out) -> Result<(), Failure> {
+        let at = now();
+        self.link.purge(self.ring, at);
+        if missed >= MISSED {
+            return Err(Failure::Timeout);
+        }
+        // The address may be another one by now, or nobody's.
+        if present(self.ring, &self.link.peer).is_none_or(|member| member.addr != self.addr) {
+            return Err(Failure::Unserved);
+        }
+        if !self.link.is_idle(Carrier::Main) {
+            self.idle = None;
+        } else if at.saturating_duration_since(*self.idle.get_or_insert(at)) >= IDLE {
+            return Err(Failure::Unserved);
+        }
+        self.ping(out);
+        Ok(())
+    }
+}
+
+impl Speaker<'_> {
+    fn ping(&mut self, out: &mut Out) {
+        let token = self.ring.number();
+        self.asked = Some((token, now()));
+        out.push(&Frame::Ping(token), &Bytes::new());
+    }
+}
+
+/// Writes a message.
+pub(super) fn push(out: &mut Out, lane: Lane, number: u64, what: What, bytes: &Bytes, at: Instant) {
+    out.push(&Frame::Message { lane, number, what: worded(what, at), payload: &[] }, bytes);
+}
+
+/// What a message is, as the wire says it.
+pub(super) fn worded(what: What, at: Instant) -> frames::What<'static> {
+    match what {
+        What::Tell(kind) => frames::What::Tell(kind),
+        What::Ask(kind, until) => {
+            let within = until.saturating_duration_since(at).as_millis();
+            frames::What::Ask(kind, u32::try_from(within).unwrap_or(u32::MAX))
+        }
+        What::Broadcast => frames::What::Broadcast,
+    }
+}
