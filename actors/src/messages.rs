@@ -23,11 +23,12 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     errors::{AskError, JoinError, NotSent, UpdateError},
-    events::{MemberEvent, Pinged, UserBytes},
+    events::{MemberEvent, Pinged},
     inbox::Item,
     outbox::Cast,
     pump::{Pump, Subscribing},
     questions::{Admit, Sharing},
+    routes::Serving,
 };
 
 /// Where an answer goes. When it is dropped, whoever waits gets an error.
@@ -219,7 +220,7 @@ impl Item for ToQueue {
     fn weight(&self) -> usize {
         match self {
             Self::News { bytes, .. } => bytes.len(),
-            Self::Forward(m) => m.bytes.len(),
+            Self::Forward(m) => m.kind.len() + m.bytes.len(),
             _ => 0,
         }
     }
@@ -279,8 +280,8 @@ pub(crate) enum ToDelegates {
     Share(Sharing),
     /// From the handle: somebody wants events.
     Subscribe(Subscribing<MemberEvent>),
-    /// From the handle: somebody wants users' bytes.
-    Serve(Subscribing<UserBytes>),
+    /// From the handle: somebody wants users' messages.
+    Serve(Serving),
     /// From the handle: somebody wants to know of answered probes.
     Listen(Subscribing<Pinged>),
     /// From FailureDetector, if somebody wants to know: a member has answered.
@@ -314,7 +315,7 @@ impl Item for ToDelegates {
 
     fn weight(&self) -> usize {
         match self {
-            Self::User(m) => m.bytes.len(),
+            Self::User(m) => m.kind.len() + m.bytes.len(),
             Self::Direct { message, .. } => message.bytes.len(),
             _ => 0,
         }

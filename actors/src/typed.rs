@@ -2,7 +2,10 @@
 
 use actix::Message;
 use bytes::Bytes;
-use memberlist_protocol::{member::NodeId, wire::codec};
+use memberlist_protocol::{
+    member::NodeId,
+    wire::{codec, message::MAX_KIND},
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::errors::SendError;
@@ -68,12 +71,14 @@ impl<M: PeerMessage> Message for FromPeer<M> {
     type Result = M::Result;
 }
 
-/// Longest [`PeerMessage::KIND`], in bytes.
-pub(crate) const MAX_KIND: usize = 64;
+/// The program does not compile with a KIND that cannot be.
+pub(crate) const fn check<M: PeerMessage>() {
+    const { assert!(!M::KIND.is_empty() && M::KIND.len() <= MAX_KIND, "a KIND has 1 to 64 bytes") };
+}
 
 /// A message as bytes.
 pub(crate) fn encode<M: PeerMessage>(msg: &M) -> Result<Bytes, SendError> {
-    const { assert!(!M::KIND.is_empty() && M::KIND.len() <= MAX_KIND, "a KIND has 1 to 64 bytes") };
+    check::<M>();
     let mut bytes = Vec::new();
     codec::encode_payload(msg, &mut bytes).map_err(SendError::Encode)?;
     Ok(bytes.into())
