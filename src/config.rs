@@ -194,10 +194,19 @@ pub struct Config {
     pub gossiped_broadcast_size: usize,
     /// Largest message of a user over a stream, in bytes. 1 KiB to 1 GiB. 20 MiB.
     pub max_message_size: usize,
-    /// Messages of users that wait to be sent to one peer. 1 to 1,000,000. 1,024.
+    /// Messages of users that wait to be sent to one peer. 1 to 1,000,000. 4,096.
     pub peer_queue_depth: usize,
     /// Bytes of users that wait to be sent to one peer; a single message may be larger. 1 KiB to 1 GiB. 32 MiB.
     pub peer_queue_bytes: usize,
+    /// Largest message of a user that goes by the ordered or the urgent lane of a link, in bytes; a larger one goes by
+    /// the bulk lane. 1 KiB to 1 MiB. 64 KiB.
+    pub max_ordered_size: usize,
+    /// How long a link without a connection keeps what was to go over it. 1 s to 10 min. 30 s.
+    #[serde(with = "crate::span")]
+    pub link_window: Duration,
+    /// Connections of links that are open at once, those that this node has dialled and those that others have, each
+    /// by itself. They do not count for `max_streams`. 4 to 65,536. 2,048.
+    pub max_links: usize,
     /// How long the application may take to answer a question: whether to let a newcomer in, or what its
     /// state is. No answer is a no, or an empty state. A quarter of `tcp_timeout` is the limit in any case: the
     /// other side of a stream waits. 10 ms to 1 min. 1 s.
@@ -212,7 +221,7 @@ pub struct Config {
     /// Full state that is accepted from a peer, in bytes. 64 KiB to 1 GiB. 20 MiB.
     pub max_state_size: usize,
     /// Streams open at once; more wait to be accepted, or are not dialled. Those that others have dialled take
-    /// at most half of them, users' bytes on their way out a quarter. 4 to 65,536. 512.
+    /// at most half of them. 4 to 65,536. 512.
     pub max_streams: usize,
     /// Streams from one address that are served at once; as many again wait for their turn, and further ones are
     /// closed. The host's own, from loopback, are not counted: its processes share that address. With many nodes
@@ -284,8 +293,11 @@ impl Config {
             subscriber_queue_depth: 1024,
             gossiped_broadcast_size: 700,
             max_message_size: 20 << 20,
-            peer_queue_depth: 1024,
+            peer_queue_depth: 4096,
             peer_queue_bytes: 32 << 20,
+            max_ordered_size: 64 << 10,
+            link_window: secs(30),
+            max_links: 2048,
             question_timeout: secs(1),
             admit_queue_depth: 1024,
             max_shared_state: 8 << 20,
@@ -443,6 +455,7 @@ impl Config {
         }
         span("push_pull_interval", self.push_pull_interval, ms(100), hour, true)?;
         span("tcp_timeout", self.tcp_timeout, ms(10), secs(300), false)?;
+        span("link_window", self.link_window, secs(1), secs(600), false)?;
         span("join_timeout", self.join_timeout, ms(10), secs(600), false)?;
         count("cidrs_allowed", self.cidrs_allowed.as_ref().map_or(0, Vec::len), 0, 256)?;
         let VersionRange { min, max, current } = self.delegate_version;
@@ -476,6 +489,8 @@ impl Config {
         count("admit_queue_depth", self.admit_queue_depth, 1, many)?;
         count("max_shared_state", self.max_shared_state, 0, 1 << 30)?;
         count("max_state_size", self.max_state_size, 64 << 10, 1 << 30)?;
+        count("max_ordered_size", self.max_ordered_size, 1 << 10, 1 << 20)?;
+        count("max_links", self.max_links, 4, 65_536)?;
         count("max_streams", self.max_streams, 4, 65_536)?;
         count("max_streams_per_source", self.max_streams_per_source, 1, 65_536)?;
         count("max_relays", self.max_relays, 0, 65_536)?;

@@ -107,6 +107,8 @@ pub struct Hello {
     pub to: NodeId,
     /// Which connection of the link it is.
     pub carrier: Carrier,
+    /// The number of the link: a sender that has given up a link to this peer may begin another one.
+    pub link: u64,
     /// Its number: a later one takes the place of an earlier one.
     pub connection: u64,
     /// The lanes of the carrier, in their order.

@@ -234,9 +234,15 @@ pub enum Cause {
     /// The peer has left.
     #[error("the peer has left")]
     PeerLeft,
-    /// The peer is dead, or another run of it is in its place.
+    /// The peer is dead.
     #[error("the peer is dead")]
     PeerDead,
+    /// Another run of the peer is in its place.
+    #[error("another run of the peer is in its place")]
+    Replaced,
+    /// It was to be there by a time that is over.
+    #[error("its time is over")]
+    Expired,
     /// The network did not take it.
     #[error("the network did not take it")]
     Network,

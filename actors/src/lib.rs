@@ -58,13 +58,13 @@ mod hooks;
 mod inbox;
 mod join;
 mod keyring;
+mod link;
 mod logs;
 mod messages;
 pub mod metrics;
 pub mod network;
 mod node;
 mod outbox;
-mod parcels;
 mod peer;
 mod pump;
 mod questions;
@@ -95,6 +95,7 @@ pub use errors::{
 pub use events::{MemberEvent, NodeEvent, Pinged, Replay, Sender, UserBytes};
 pub use join::{Joined, Until};
 pub use keyring::Keyring;
+pub use link::LinkStatus;
 pub use memberlist_protocol::{
     accusation::{Accusation, Evidence, Outcome, Why},
     config::Config,

@@ -23,12 +23,12 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Instant};
 use actix::{Actor, Context, StreamHandler};
 use memberlist_protocol::link::{Carrier, Redial};
 
+pub use self::cell::LinkStatus;
 pub(crate) use self::{
     cell::{Letter, Link, Links, What},
     inbound::{Inbounds, serve},
 };
 use crate::{
-    errors::Cause,
     inbox::{Alarm, Turn, Turns},
     messages::{LINK, ToLink},
     ring::{Shared, now},
@@ -93,7 +93,7 @@ impl PeerLink {
             }
             ToLink::Gone(cause) => {
                 drop(kept);
-                self.ring.links.remove(&self.link.peer);
+                self.ring.links.remove(&self.link);
                 self.link.end(&self.ring, cause);
             }
         }
@@ -155,15 +155,5 @@ impl StreamHandler<Turn> for PeerLink {
         if self.link.is_ended() {
             actix::ActorContext::stop(ctx);
         }
-    }
-}
-
-/// Why a peer that is not there any more is gone.
-pub(crate) fn cause_of(ring: &crate::ring::Doors, peer: &memberlist_protocol::member::NodeId) -> Cause {
-    use memberlist_protocol::member::MemberState;
-    match ring.view.borrow().get(peer.name()) {
-        Some(member) if member.id == *peer && member.state == MemberState::Left => Cause::PeerLeft,
-        Some(member) if member.id != *peer => Cause::Replaced,
-        _ => Cause::PeerDead,
     }
 }

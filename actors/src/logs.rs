@@ -59,6 +59,8 @@ pub(crate) enum Line {
     StreamBroken,
     /// A stream that the node had no time for.
     StreamUnserved,
+    /// A link without a connection.
+    LinkLost,
     /// A stream that was not opened or accepted for want of room.
     TooManyStreams,
     /// A stream that was closed because too many from its address are open and wait.
@@ -122,13 +124,14 @@ pub(crate) enum Line {
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 37] = [
+const PLAIN: [(Line, Level, &str); 38] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
     (Line::NoExchange, Level::DEBUG, "exchanges of states that failed"),
     (Line::StreamTimeout, Level::DEBUG, "streams that took too long"),
     (Line::StreamBroken, Level::DEBUG, "streams that broke"),
+    (Line::LinkLost, Level::DEBUG, "connections of links that have ended"),
     (Line::StreamUnserved, Level::DEBUG, "streams that the node had no time for"),
     (Line::TooManyStreams, Level::WARN, "streams for which there was no room"),
     (Line::TooManyOfSource, Level::WARN, "streams beyond those that one address may have"),

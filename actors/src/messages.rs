@@ -6,6 +6,7 @@ use bytes::Bytes;
 use memberlist_protocol::{
     accusation::Evidence,
     gossip::Piggyback,
+    link::Carrier,
     member::{Member, NodeId, Tags},
     members::Change,
     view::View,
@@ -22,9 +23,10 @@ use smallvec::SmallVec;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
-    errors::{AskError, JoinError, NotSent, UpdateError},
+    errors::{AskError, Cause, JoinError, NotSent, UpdateError},
     events::{MemberEvent, Pinged},
     inbox::Item,
+    link::Link,
     outbox::Cast,
     pump::{Pump, Subscribing},
     questions::{Admit, Sharing},
@@ -226,6 +228,30 @@ impl Item for ToQueue {
     }
 }
 
+/// What the PeerLink of one peer hears.
+pub(crate) enum ToLink {
+    /// From the handle: something waits for a connection.
+    Wanted(Carrier),
+    /// From a connection: it is up.
+    Up(Carrier),
+    /// From a connection: it has ended, after it was up since then.
+    Ended { carrier: Carrier, up: Option<std::time::Instant> },
+    /// From NodeState: the peer is alive, or has moved.
+    Alive,
+    /// From NodeState: it is not there any more.
+    Gone(Cause),
+}
+
+impl Item for ToLink {
+    kinds!(ToLink {
+        Wanted(_) => "wanted",
+        Up(_) => "up",
+        Ended {} => "ended",
+        Alive () => "alive",
+        Gone(_) => "gone",
+    });
+}
+
 /// What Transport hears.
 pub(crate) enum ToTransport {
     /// From BroadcastQueue: send a packet. When that fails, FailureDetector learns of the ping in it.
@@ -234,6 +260,8 @@ pub(crate) enum ToTransport {
     StreamPing { seq: u32, target: NodeId, addr: SocketAddr, deadline: Instant },
     /// From NodeState: exchange states with a member.
     PushPull { addr: SocketAddr, why: Exchange },
+    /// From the handle: a peer that nothing was sent to before is to have a link.
+    Link { link: Arc<Link> },
     /// From BroadcastQueue: send a farewell to these members now, and say to how many it went.
     Farewell { packets: Vec<(SocketAddr, u64, Bytes)>, reply: Reply<usize> },
     /// From a change of the whole cluster: give an order to a member.
@@ -246,6 +274,7 @@ impl Item for ToTransport {
     kinds!(ToTransport {
         Packet {} => "packet",
         StreamPing {} => "stream_ping",
+        Link {} => "link",
         PushPull {} => "push_pull",
         Farewell {} => "farewell",
         Order {} => "order",
@@ -336,6 +365,7 @@ pub(crate) fn pairs() -> Vec<(&'static str, &'static str)> {
             ToTransport::KINDS.iter().chain(&["datagram", "stream", "outbox"]).map(|kind| (TRANSPORT, *kind)),
         )
         .chain(ToDelegates::KINDS.iter().map(|kind| (DELEGATES, *kind)))
+        .chain(ToLink::KINDS.iter().map(|kind| (LINK, *kind)))
         .collect()
 }
 
@@ -344,6 +374,7 @@ pub(crate) const QUEUE: &str = "BroadcastQueue";
 pub(crate) const DETECTOR: &str = "FailureDetector";
 pub(crate) const TRANSPORT: &str = "Transport";
 pub(crate) const DELEGATES: &str = "Delegates";
+pub(crate) const LINK: &str = "PeerLink";
 pub(crate) const NODE: &str = "Node";
 
 /// How long the last words of a stopping node may take.

@@ -57,6 +57,7 @@ pub(crate) struct Counters {
     pub(crate) bytes_sent: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
     pub(crate) streams_dialled: AtomicU64,
+    pub(crate) links_up: AtomicU64,
     pub(crate) streams_accepted: AtomicU64,
     pub(crate) stream_bytes_sent: AtomicU64,
     pub(crate) stream_bytes_received: AtomicU64,
@@ -144,6 +145,7 @@ impl Counters {
             bytes_sent: self.bytes_sent.load(Relaxed),
             bytes_received: self.bytes_received.load(Relaxed),
             streams_dialled: self.streams_dialled.load(Relaxed),
+            links_up: self.links_up.load(Relaxed),
             streams_accepted: self.streams_accepted.load(Relaxed),
             stream_bytes_sent: self.stream_bytes_sent.load(Relaxed),
             stream_bytes_received: self.stream_bytes_received.load(Relaxed),
@@ -246,6 +248,8 @@ pub struct Metrics {
     pub bytes_received: u64,
     /// Streams opened to others.
     pub streams_dialled: u64,
+    /// Connections of links that have come up.
+    pub links_up: u64,
     /// Streams opened by others.
     pub streams_accepted: u64,
     /// Bytes sent on streams.

@@ -1,11 +1,8 @@
-//! What users send to single nodes and has not left yet. It lies apart from everything that the membership
-//! needs: however much users send, no ping waits behind it.
-//!
-//! Bytes for datagrams wait in one queue. Bytes for streams wait in a lane for each peer, which is emptied in
-//! order, by one task at a time (see [`parcels`](crate::parcels)).
+//! What users send in datagrams and has not left yet. It lies apart from everything that the membership needs:
+//! however much users send, no ping waits behind it. And who is told what has become of what users send.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,10 +12,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use memberlist_protocol::{config::Config, member::NodeId, wire::message::Address};
 
 use crate::{
-    errors::{Cause, NotSent, SendError},
+    errors::{AskError, Cause, NotSent, SendError},
     messages::Reply,
 };
 
@@ -28,17 +24,12 @@ const MAX_CASTS: usize = 4096;
 /// Bytes of datagrams that wait.
 const MAX_CAST_BYTES: usize = 4 << 20;
 
-/// One message for one peer.
-pub(crate) struct Parcel {
-    pub(crate) address: Address,
-    pub(crate) bytes: Bytes,
-    pub(crate) fate: Fate,
-}
-
 /// Who is told what has become of a parcel. Dropped, it tells that the parcel was lost.
 pub(crate) enum Fate {
     /// A sender of one message.
     One(Reply<Result<(), NotSent>>),
+    /// Who waits for an answer, until the question has a number: then the link keeps that.
+    Ask(Option<Reply<Result<Bytes, AskError>>>),
     /// A broadcast that goes to many peers.
     Part(Part),
 }
@@ -47,14 +38,20 @@ impl Fate {
     pub(crate) fn end(self, outcome: Result<(), NotSent>) {
         match self {
             Self::One(reply) => drop(reply.send(outcome)),
+            Self::Ask(reply) => {
+                if let (Some(reply), Err(not_sent)) = (reply, outcome) {
+                    let _ = reply.send(Err(AskError::NotSent(not_sent)));
+                }
+            }
             Self::Part(part) => part.end(outcome),
         }
     }
 
     /// Whether the parcel need not be sent any more.
-    fn is_void(&self) -> bool {
+    pub(crate) fn is_void(&self) -> bool {
         match self {
             Self::One(_) => false,
+            Self::Ask(reply) => reply.as_ref().is_some_and(Reply::is_closed),
             Self::Part(part) => part.fanout.is_void(),
         }
     }
@@ -135,14 +132,6 @@ impl Drop for Part {
     }
 }
 
-#[derive(Default)]
-struct Lane {
-    parcels: VecDeque<Parcel>,
-    bytes: usize,
-    /// Whether a task empties it.
-    running: bool,
-}
-
 /// A message that goes in a datagram.
 pub(crate) struct Cast {
     pub(crate) to: SocketAddr,
@@ -155,25 +144,17 @@ pub(crate) struct Cast {
 struct Waiting {
     casts: VecDeque<Cast>,
     cast_bytes: usize,
-    lanes: BTreeMap<NodeId, Lane>,
-    /// Lanes that want a task.
-    idle: VecDeque<NodeId>,
     waker: Option<Waker>,
     closed: bool,
 }
 
 /// What waits to be sent for users.
+#[derive(Default)]
 pub(crate) struct Outbox {
     waiting: Mutex<Waiting>,
-    max: usize,
-    max_bytes: usize,
 }
 
 impl Outbox {
-    pub(crate) fn new(config: &Config) -> Self {
-        Self { waiting: Mutex::default(), max: config.peer_queue_depth, max_bytes: config.peer_queue_bytes }
-    }
-
     /// Queues a datagram.
     pub(crate) fn cast(&self, cast: Cast) -> Result<(), SendError> {
         let mut waiting = self.lock();
@@ -185,28 +166,6 @@ impl Outbox {
         }
         waiting.cast_bytes += cast.message.len();
         waiting.casts.push_back(cast);
-        wake(waiting);
-        Ok(())
-    }
-
-    /// Queues a parcel for a peer.
-    pub(crate) fn send(&self, to: &NodeId, parcel: Parcel) -> Result<(), (SendError, Fate)> {
-        let mut waiting = self.lock();
-        if waiting.closed {
-            return Err((SendError::Stopped, parcel.fate));
-        }
-        let Waiting { lanes, idle, .. } = &mut *waiting;
-        let lane = lanes.entry(to.clone()).or_default();
-        let fits = lane.parcels.len() < self.max
-            && (lane.bytes + parcel.bytes.len() <= self.max_bytes || lane.parcels.is_empty());
-        if !fits {
-            return Err((SendError::Full, parcel.fate));
-        }
-        if !lane.running && lane.parcels.is_empty() {
-            idle.push_back(to.clone());
-        }
-        lane.bytes += parcel.bytes.len();
-        lane.parcels.push_back(parcel);
         wake(waiting);
         Ok(())
     }
@@ -228,53 +187,27 @@ impl Outbox {
         }
     }
 
-    /// A lane that wants a task; the caller runs one.
-    pub(crate) fn next_lane(self: &Arc<Self>) -> Option<Run> {
-        let mut waiting = self.lock();
-        let peer = waiting.idle.pop_front()?;
-        if let Some(lane) = waiting.lanes.get_mut(&peer) {
-            lane.running = true;
-        }
-        Some(Run { outbox: self.clone(), peer })
-    }
-
-    /// Parcels that wait.
+    /// Datagrams that wait.
     pub(crate) fn len(&self) -> usize {
         let waiting = self.lock();
-        waiting.casts.len() + waiting.lanes.values().map(|lane| lane.parcels.len()).sum::<usize>()
+        waiting.casts.len()
     }
 
-    /// Whether there is something to do: a datagram, or a lane if there is `room` for its stream.
-    pub(crate) fn is_ready(&self, room: bool, waker: &Waker) -> bool {
+    /// Whether there is something to do.
+    pub(crate) fn is_ready(&self, waker: &Waker) -> bool {
         let mut waiting = self.lock();
         match &mut waiting.waker {
             Some(known) => known.clone_from(waker),
             none => *none = Some(waker.clone()),
         }
-        !waiting.casts.is_empty() || (room && !waiting.idle.is_empty())
-    }
-
-    /// Drops what need not be sent any more.
-    pub(crate) fn purge(&self) {
-        let mut waiting = self.lock();
-        let mut void = Vec::new();
-        for lane in waiting.lanes.values_mut().filter(|lane| lane.parcels.iter().any(|p| p.fate.is_void())) {
-            let (gone, left): (VecDeque<_>, _) =
-                std::mem::take(&mut lane.parcels).into_iter().partition(|parcel| parcel.fate.is_void());
-            lane.parcels = left;
-            lane.bytes = lane.parcels.iter().map(|parcel| parcel.bytes.len()).sum();
-            void.push(gone);
-        }
-        drop(waiting);
-        drop(void);
+        !waiting.casts.is_empty()
     }
 
     /// Takes nothing more, and drops what waits, so that whoever waits for it learns of that.
     pub(crate) fn close(&self) {
         let mut waiting = self.lock();
         waiting.closed = true;
-        let rest = (std::mem::take(&mut waiting.casts), std::mem::take(&mut waiting.lanes));
-        waiting.idle.clear();
+        let rest = std::mem::take(&mut waiting.casts);
         drop(waiting);
         drop(rest);
     }
@@ -289,174 +222,5 @@ fn wake(mut waiting: MutexGuard<'_, Waiting>) {
     drop(waiting);
     if let Some(waker) = waker {
         waker.wake();
-    }
-}
-
-/// The right to empty the lane of one peer. However it ends, what is left in the lane gets another task.
-pub(crate) struct Run {
-    outbox: Arc<Outbox>,
-    pub(crate) peer: NodeId,
-}
-
-impl Run {
-    /// The next parcel that is still to be sent.
-    pub(crate) fn next(&self) -> Option<Parcel> {
-        loop {
-            let parcel = self.pop()?;
-            if !parcel.fate.is_void() {
-                return Some(parcel);
-            }
-        }
-    }
-
-    /// Whether other lanes want a task.
-    pub(crate) fn others_wait(&self) -> bool {
-        !self.outbox.lock().idle.is_empty()
-    }
-
-    fn pop(&self) -> Option<Parcel> {
-        let mut waiting = self.outbox.lock();
-        let lane = waiting.lanes.get_mut(&self.peer)?;
-        let parcel = lane.parcels.pop_front()?;
-        lane.bytes -= parcel.bytes.len();
-        Some(parcel)
-    }
-
-    /// Ends everything that waits now in the same way.
-    pub(crate) fn end_all(&self, outcome: NotSent) -> usize {
-        let mut waiting = self.outbox.lock();
-        let Some(lane) = waiting.lanes.get_mut(&self.peer) else { return 0 };
-        lane.bytes = 0;
-        let parcels = std::mem::take(&mut lane.parcels);
-        drop(waiting);
-        let count = parcels.len();
-        parcels.into_iter().for_each(|parcel| parcel.fate.end(Err(outcome)));
-        count
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let mut waiting = self.outbox.lock();
-        let Waiting { lanes, idle, .. } = &mut *waiting;
-        let Some(lane) = lanes.get_mut(&self.peer) else { return };
-        lane.running = false;
-        if lane.parcels.is_empty() {
-            lanes.remove(&self.peer);
-        } else {
-            idle.push_back(self.peer.clone());
-            wake(waiting);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::sync::oneshot;
-
-    use super::*;
-
-    fn outbox() -> Arc<Outbox> {
-        let config = Config { peer_queue_depth: 2, peer_queue_bytes: 10, ..Config::lan() };
-        Arc::new(Outbox::new(&config))
-    }
-
-    fn id(name: &str) -> NodeId {
-        NodeId::new(name, 1)
-    }
-
-    fn parcel(bytes: &'static [u8]) -> (Parcel, oneshot::Receiver<Result<(), NotSent>>) {
-        let (reply, fate) = oneshot::channel();
-        let address = Address::Direct { from: id("me"), to: id("a") };
-        (Parcel { address, bytes: Bytes::from_static(bytes), fate: Fate::One(reply) }, fate)
-    }
-
-    fn cast() -> Cast {
-        Cast { to: "127.0.0.1:1".parse().unwrap(), run: 0, message: Bytes::new() }
-    }
-
-    #[test]
-    fn a_lane_is_emptied_in_order_by_one_task_at_a_time() {
-        let outbox = outbox();
-        let (first, _kept) = parcel(b"1");
-        let (second, _kept_too) = parcel(b"2");
-        assert!(outbox.send(&id("a"), first).is_ok() && outbox.send(&id("a"), second).is_ok());
-        let run = outbox.next_lane().unwrap();
-        assert!(outbox.next_lane().is_none());
-        assert_eq!(run.next().unwrap().bytes, "1");
-        drop(run);
-        let run = outbox.next_lane().expect("what is left gets another task");
-        assert_eq!(run.next().unwrap().bytes, "2");
-        assert!(run.next().is_none());
-        drop(run);
-        assert!(outbox.next_lane().is_none() && outbox.lock().lanes.is_empty());
-    }
-
-    #[test]
-    fn each_peer_has_bounds_of_its_own_and_a_single_large_message_passes() {
-        let outbox = outbox();
-        let send = |to: &str, bytes| outbox.send(&id(to), parcel(bytes).0).map_err(|(error, _)| error);
-        assert_eq!(send("a", b"larger than the bound"), Ok(()));
-        assert_eq!(send("a", b"x"), Err(SendError::Full));
-        assert_eq!(send("b", b"x"), Ok(()));
-        assert_eq!(send("b", b"x"), Ok(()));
-        assert_eq!(send("b", b"x"), Err(SendError::Full));
-    }
-
-    #[test]
-    fn what_is_dropped_is_told() {
-        let outbox = outbox();
-        let (one, mut fate) = parcel(b"1");
-        assert!(outbox.send(&id("a"), one).is_ok());
-        outbox.close();
-        assert!(matches!(fate.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
-        assert_eq!(outbox.send(&id("a"), parcel(b"x").0).map_err(|(e, _)| e), Err(SendError::Stopped));
-        assert_eq!(outbox.cast(cast()), Err(SendError::Stopped));
-    }
-
-    #[test]
-    fn a_broadcast_ends_with_its_last_part_and_a_newer_one_voids_it() {
-        let (reply, mut spread) = oneshot::channel();
-        let fanout = Fanout::new(2, 1, reply);
-        let (first, second) = (fanout.part(), fanout.part());
-        first.end(Err(NotSent::Never(Cause::LinkLost)));
-        assert!(spread.try_recv().is_err());
-        second.end(Ok(()));
-        assert_eq!(spread.try_recv(), Ok(Ok(())));
-
-        let (reply, mut spread) = oneshot::channel();
-        let fanout = Fanout::new(1, 1, reply);
-        for (outcomes, end) in [
-            ([NotSent::Never(Cause::NoHandler); 2], NotSent::Never(Cause::NoHandler)),
-            (
-                [NotSent::Unknown(Cause::LinkLost), NotSent::Never(Cause::Busy)],
-                NotSent::Unknown(Cause::LinkLost),
-            ),
-        ] {
-            let (reply, mut spread) = oneshot::channel();
-            let fanout = Fanout::new(2, 1, reply);
-            outcomes.into_iter().for_each(|outcome| fanout.part().end(Err(outcome)));
-            assert_eq!(spread.try_recv(), Ok(Err(end)));
-        }
-
-        let address = Address::Broadcast { origin: id("me"), id: 1 };
-        let part = Parcel { address, bytes: Bytes::new(), fate: Fate::Part(fanout.part()) };
-        let outbox = outbox();
-        assert!(outbox.send(&id("a"), part).is_ok());
-        fanout.invalidate();
-        assert_eq!(spread.try_recv(), Ok(Err(NotSent::Never(Cause::Invalidated))));
-        assert!(outbox.next_lane().unwrap().next().is_none(), "it is not sent any more");
-    }
-
-    #[test]
-    fn without_room_for_a_stream_only_datagrams_are_something_to_do() {
-        let outbox = outbox();
-        let waker = Waker::noop();
-        assert!(!outbox.is_ready(true, waker));
-        assert!(outbox.send(&id("a"), parcel(b"1").0).is_ok());
-        assert_eq!([outbox.is_ready(false, waker), outbox.is_ready(true, waker)], [false, true]);
-        outbox.cast(cast()).unwrap();
-        assert!(outbox.is_ready(false, waker));
-        assert!(outbox.next_cast().is_some() && outbox.next_cast().is_none());
     }
 }

@@ -13,19 +13,25 @@ use std::{
 
 use bytes::Bytes;
 use memberlist_protocol::{
+    link::Lane,
     member::{Member, NodeId},
     wire::{
         codec,
-        message::{Address, Direct, Message},
+        message::{Direct, Message},
     },
 };
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
     errors::{AskError, Cause, NotSent, SendError},
     handle::Handle,
-    outbox::{Cast, Fate, Parcel},
+    link::{Letter, Link, LinkStatus, What},
+    outbox::{Cast, Fate},
     ring::Doors,
+    typed::{self, PeerMessage},
 };
 
 /// Another member. It does not keep the node running, and may outlive the member: then sending is an error.
@@ -69,29 +75,87 @@ impl Peer {
         doors.outbox.cast(datagram(doors, member.addr, Some(self.id.clone()), bytes)?)
     }
 
-    /// Sends bytes over a stream, in the order of the calls, and tells what has become of them. After one that
-    /// has ended as `Unknown`, that one may still arrive behind later ones. memberlist's
-    /// `SendReliable`, with an answer.
+    /// Sends a message to its actor ([`Cluster::serve`](crate::Cluster::serve)) over the link, and tells what has
+    /// become of it. Those of one [`Lane`] arrive in the order of the calls, each once, whatever becomes of the
+    /// connection meanwhile. It never waits.
     ///
     /// # Errors
     /// [`SendError::TooLarge`] above [`Config::max_message_size`](crate::Config::max_message_size),
-    /// [`SendError::Gone`] when the member is not there any more, [`SendError::Full`] when too much waits for
-    /// it, [`SendError::Stopped`]. Nothing has been taken then.
+    /// [`SendError::Gone`] when the member is not there any more, [`SendError::Full`] when too much waits for it,
+    /// [`SendError::Encode`], [`SendError::Stopped`]. Nothing has been taken then.
+    pub fn send<M: PeerMessage>(&self, msg: &M) -> Result<Sent, SendError> {
+        self.queue(M::LANE, M::KIND, typed::encode(msg)?)
+    }
+
+    /// The same, but waits for room instead of saying [`SendError::Full`].
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), but for [`SendError::Full`].
+    pub async fn send_wait<M: PeerMessage>(&self, msg: &M) -> Result<Sent, SendError> {
+        let bytes = typed::encode(msg)?;
+        loop {
+            let link = self.link()?;
+            let mut room = std::pin::pin!(link.room.notified());
+            room.as_mut().enable();
+            match self.queue(M::LANE, M::KIND, bytes.clone()) {
+                Err(SendError::Full) => room.await,
+                sent => return sent,
+            }
+        }
+    }
+
+    /// Sends a message to its actor, and waits for what that says. The actor hears it once or not at all; nothing is
+    /// tried again. When no answer comes, nobody knows whether it has heard it.
+    ///
+    /// # Errors
+    /// [`AskError::Send`] if it was not taken, [`AskError::NotSent`] if it has not got through,
+    /// [`AskError::Timeout`] if no answer came `within` that time, [`AskError::HandlerGone`], [`AskError::Reply`].
+    pub async fn ask<M: PeerMessage>(&self, msg: &M, within: Duration) -> Result<M::Result, AskError> {
+        let bytes = typed::encode(msg).map_err(AskError::Send)?;
+        let (reply, answer) = oneshot::channel();
+        let until = Instant::now() + within;
+        let letter =
+            Letter { what: What::Ask(M::KIND, until.into_std()), bytes, fate: Fate::Ask(Some(reply)) };
+        self.put(M::LANE, letter).map_err(AskError::Send)?;
+        let answer = timeout_at(until, answer).await.map_err(|_| AskError::Timeout)?;
+        let stopped = || Err(AskError::NotSent(NotSent::Unknown(lost(self.handle.doors()))));
+        let bytes = answer.unwrap_or_else(|_| stopped())?;
+        codec::decode_payload(&bytes).map_err(|error| AskError::Reply(error.to_string()))
+    }
+
+    /// Sends bytes over the link, to its handlers of users' bytes, and tells what has become of them: as
+    /// [`send`](Self::send) does for messages. memberlist's `SendReliable`, with an answer.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
     pub fn send_bytes(&self, bytes: Bytes) -> Result<Sent, SendError> {
+        self.queue(Lane::Ordered, "", bytes)
+    }
+
+    /// What its link is doing; nothing much, as long as nothing was sent.
+    pub fn status(&self) -> LinkStatus {
+        self.handle.doors().links.get(&self.id).map(|link| link.status()).unwrap_or_default()
+    }
+
+    fn link(&self) -> Result<Arc<Link>, SendError> {
         let doors = self.handle.doors();
-        let (len, max) = (bytes.len(), doors.config.max_message_size);
+        doors.links.to(doors, &self.id)
+    }
+
+    fn queue(&self, lane: Lane, kind: &'static str, bytes: Bytes) -> Result<Sent, SendError> {
+        let (reply, fate) = oneshot::channel();
+        self.put(lane, Letter { what: What::Tell(kind), bytes, fate: Fate::One(reply) })?;
+        Ok(Sent(Outcome::new(fate, self.handle.doors())))
+    }
+
+    fn put(&self, lane: Lane, letter: Letter) -> Result<(), SendError> {
+        let config = &self.handle.doors().config;
+        let (len, max) = (letter.bytes.len(), config.max_message_size);
         if len > max {
             return Err(SendError::TooLarge { len, max });
         }
-        if self.member().is_none() {
-            return Err(gone(doors));
-        }
-        let (reply, fate) = oneshot::channel();
-        let from = self.handle.view().local().id.clone();
-        let address = Address::Direct { from, to: self.id.clone() };
-        let parcel = Parcel { address, bytes, fate: Fate::One(reply) };
-        doors.outbox.send(&self.id, parcel).map_err(|(error, _)| error)?;
-        Ok(Sent(Outcome::new(fate, doors)))
+        let lane = if len > config.max_ordered_size { Lane::Bulk } else { lane };
+        self.link()?.send(lane, letter).map_err(|(error, _)| error)
     }
 
     /// Pings it, as [`Cluster::ping`](crate::Cluster::ping) does.
@@ -142,6 +206,10 @@ pub(crate) fn datagram(
             Err(SendError::TooLarge { len, max: max.saturating_sub(around) })
         }
     }
+}
+
+fn lost(doors: &Doors) -> Cause {
+    if doors.stopped.load(Relaxed) { Cause::Stopped } else { Cause::Lost }
 }
 
 /// What becomes of something that was taken.

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use memberlist_protocol::{
     broadcast::{End, TooLarge},
     gossip::{self, Gossip},
+    link::Lane,
     member::Member,
     wire::{
         codec,
@@ -25,10 +26,11 @@ use rand::RngExt;
 use crate::{
     errors::{Cause, NotSent},
     inbox::{Alarm, Turn, Turns},
+    link::{Letter, What},
     logs::{Line, say},
     messages::{QUEUE, Reply, ToQueue, ToTransport},
     metrics::{Counters, Lost},
-    outbox::{Fanout, Fate, Parcel},
+    outbox::{Fanout, Fate},
     ring::{Shared, now},
     supervisor::Child,
 };
@@ -185,7 +187,9 @@ impl BroadcastQueue {
             false
         });
         if kept.fanouts.len() < before {
-            self.ring.outbox.purge();
+            for link in self.ring.links.all() {
+                link.purge(&self.ring, now());
+            }
         }
         kept.large.retain(|fanout| fanout.upgrade().is_some_and(|fanout| !fanout.is_void()));
     }
@@ -213,10 +217,16 @@ impl BroadcastQueue {
         let fanout = Fanout::new(others.len(), len, spread);
         for member in others {
             let address = Address::Broadcast { origin: m.origin.clone(), id: m.id, kind: m.kind.clone() };
-            let parcel = Parcel { address, bytes: m.bytes.clone(), fate: Fate::Part(fanout.part()) };
-            if let Err((_, fate)) = ring.outbox.send(&member.id, parcel) {
+            let address = codec::encode_address(&address);
+            let bytes = Bytes::from([&address[..], &m.bytes].concat());
+            let letter = Letter { what: What::Broadcast, bytes, fate: Fate::Part(fanout.part()) };
+            let sent = match ring.links.to(ring, &member.id) {
+                Ok(link) => link.send(Lane::Bulk, letter).map_err(|(_, letter)| letter),
+                Err(_) => Err(letter),
+            };
+            if let Err(letter) = sent {
                 ring.counters.drop(Lost::Undelivered);
-                fate.end(Err(NotSent::Never(Cause::Busy)));
+                letter.fate.end(Err(NotSent::Never(Cause::Busy)));
             }
         }
         let mut kept = self.kept.borrow_mut();

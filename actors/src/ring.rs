@@ -20,12 +20,13 @@ use memberlist_protocol::{
     wire::{guard::Guard, state::Refusal},
 };
 use rand::rngs::Xoshiro256PlusPlus;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
     keyring::{Admission, Admitted},
+    link::{Inbounds, Links},
     logs::{self, Line, Logs, say},
     messages::{Then, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
@@ -70,10 +71,12 @@ pub(crate) struct Doors {
     /// Chance for what may run on any thread.
     pub(crate) chance: Mutex<Xoshiro256PlusPlus>,
     pub(crate) hooks: Hooks,
-    /// What users send to single nodes.
+    /// Datagrams of users that wait.
     pub(crate) outbox: Arc<Outbox>,
+    /// What users send to single nodes over streams.
+    pub(crate) links: Links,
     /// Memory for what is being read from streams, in KiB.
-    pub(crate) bodies: tokio::sync::Semaphore,
+    pub(crate) bodies: Semaphore,
     /// Where this node has joined, or was told to.
     pub(crate) seeds: Mutex<Seeds>,
     /// States that the application shares.
@@ -124,8 +127,9 @@ impl Doors {
             admission,
             chance: Mutex::new(chance),
             hooks,
-            outbox: Arc::new(Outbox::new(&config)),
-            bodies: tokio::sync::Semaphore::new(
+            outbox: Arc::default(),
+            links: Links::default(),
+            bodies: Semaphore::new(
                 STREAM_BODIES * config.max_state_size.max(config.max_message_size).div_ceil(1024),
             ),
             seeds: Mutex::default(),
@@ -177,6 +181,7 @@ impl Doors {
         self.transport.close();
         self.delegates.close();
         self.outbox.close();
+        self.links.close(self);
         let waiting = std::mem::take(&mut *self.questions());
         drop(waiting);
     }
@@ -202,7 +207,8 @@ impl Doors {
             (crate::messages::DELEGATES, of(&self.delegates)),
         ]
         .into();
-        metrics.user_messages_waiting = self.outbox.len() as u64;
+        let linked: usize = self.links.all().iter().map(|link| link.status().queued).sum();
+        metrics.user_messages_waiting = (self.outbox.len() + linked) as u64;
         let view = self.view.borrow().clone();
         let states = [MemberState::Alive, MemberState::Suspect, MemberState::Dead, MemberState::Left];
         let names = ["alive", "suspect", "dead", "left"];
@@ -231,6 +237,11 @@ pub(crate) struct Ring {
     pub(crate) rng: RefCell<Xoshiro256PlusPlus>,
     /// FailureDetector's own; Transport asks it whether an answer is expected, before it takes up room.
     pub(crate) detector: RefCell<Detector>,
+    /// What has come over links.
+    pub(crate) inbounds: Inbounds,
+    /// Dials of links at once, and links with connections at once.
+    pub(crate) dials: Semaphore,
+    pub(crate) link_room: Semaphore,
     pub(crate) supervisor: OnceCell<Supervisor>,
     /// Who handles what the programs of other nodes send.
     pub(crate) routes: Rc<Routes>,
@@ -254,7 +265,18 @@ impl Ring {
     ) -> Self {
         let guard = RefCell::new((doors.admission.changes(), guard));
         let (rng, detector) = (RefCell::new(rng), RefCell::new(detector));
-        Self { doors, guard, endpoint, rng, detector, supervisor: OnceCell::new(), routes: Rc::default() }
+        Self {
+            guard,
+            endpoint,
+            rng,
+            detector,
+            inbounds: Inbounds::default(),
+            dials: Semaphore::new(DIALS),
+            link_room: Semaphore::new(doors.config.max_links),
+            routes: Rc::default(),
+            supervisor: OnceCell::new(),
+            doors,
+        }
     }
 
     /// The guard, as the handle has it now.
@@ -350,6 +372,9 @@ fn kind_of<T>() -> &'static str {
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+/// Links that dial at once.
+const DIALS: usize = 32;
 
 /// The ring, as each actor holds it.
 pub(crate) type Shared = Rc<Ring>;

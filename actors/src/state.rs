@@ -325,6 +325,9 @@ impl NodeState {
         drop(kept);
         self.ring.view.send_replace(view.clone());
         if !changes.is_empty() {
+            for (_, change) in &changes {
+                self.ring.links.heed(change);
+            }
             for (rev, change) in &changes {
                 self.ring.hooks.record(
                     "event",

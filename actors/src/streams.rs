@@ -1,9 +1,10 @@
 //! Streams: frames on them, and what is said over them. Exchanges of full states are in
-//! [`exchanges`](crate::exchanges), bytes of users in [`parcels`](crate::parcels); here are pings of nodes that
+//! [`exchanges`](crate::exchanges), what users say in [`link`](crate::link); here are pings of nodes that
 //! do not answer on datagrams.
 //! Each stream is a task of its own, so that a restart of Transport cuts none. Each phase has a time limit.
 
 use std::{
+    cell::Cell,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -36,6 +37,7 @@ use tokio::{
 use crate::{
     exchanges,
     inbox::Refused,
+    link,
     logs::{self, Line as Kind, say},
     messages::ToState,
     metrics::{Lost, up},
@@ -43,25 +45,40 @@ use crate::{
         Connection,
         channel::{Channel, Refused as Closed},
     },
-    parcels,
     ring::Shared,
     rollout::{self, Way},
     transport::{Open, Use},
 };
 
 /// Room for one open stream; where it comes from, if somebody else has dialled.
-pub(crate) struct Permit(pub(crate) Rc<Open>, pub(crate) Use, pub(crate) Option<SocketAddr>);
+pub(crate) struct Permit(pub(crate) Rc<Open>, Cell<(Use, Option<SocketAddr>)>);
 
 impl Permit {
+    pub(crate) fn new(open: Rc<Open>, of: Use, from: Option<SocketAddr>) -> Self {
+        Self(open, Cell::new((of, from)))
+    }
+
+    /// The stream turns out to be a link's. Says whether there is room for one more of those.
+    pub(crate) fn becomes_link(&self) -> bool {
+        let room = self.0.has_room(Use::Linked, 0);
+        if room {
+            self.0.take(Use::Linked);
+            let (of, from) = self.1.replace((Use::Linked, None));
+            self.0.release(of, from);
+        }
+        room
+    }
+
     /// Whether others wait for this stream's room.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.2.is_some_and(|from| self.0.is_crowded(from))
+        self.1.get().1.is_some_and(|from| self.0.is_crowded(from))
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.release(self.1, self.2);
+        let (of, from) = self.1.get();
+        self.0.release(of, from);
     }
 }
 
@@ -161,6 +178,11 @@ impl<'a> Line<'a> {
             held_of_source: None,
             bodies_of_source: None,
         }
+    }
+
+    /// The bare stream, once it is open.
+    pub(crate) fn channel(&mut self) -> &mut Channel {
+        &mut self.channel
     }
 
     /// The key that the stream is sealed with.
@@ -625,7 +647,7 @@ async fn served(
 ) -> Result<(), Failure> {
     match line.kind(permit).await? {
         StreamKind::PushPull => exchanges::serve(ring, &permit.0, line, from).await,
-        StreamKind::User => parcels::serve(ring, permit, line, from).await,
+        StreamKind::Link => link::serve(ring, permit, line, from).await,
         StreamKind::Order => rollout::serve(ring, line, from).await,
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;

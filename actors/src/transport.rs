@@ -34,11 +34,11 @@ use crate::{
     errors::JoinError,
     exchanges,
     inbox::{self, Alarm, Turns},
+    link,
     logs::{self, Line, say},
     messages::{TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
     outbox::Cast,
-    parcels,
     ring::{Shared, now},
     rollout,
     sources::{Accepted, Sources, Turn},
@@ -103,8 +103,8 @@ pub(crate) enum Use {
     Own,
     /// Somebody else has dialled: at most half of the room.
     Served,
-    /// Users' bytes on their way out: at most a quarter.
-    Lane,
+    /// A link from a peer: these have room of their own.
+    Linked,
 }
 
 /// How many streams are open.
@@ -112,6 +112,7 @@ pub(crate) struct Open {
     /// By use.
     now: [Cell<usize>; 3],
     max: usize,
+    max_links: usize,
     crowded: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// By where those come from that others have dialled.
@@ -125,6 +126,7 @@ impl Open {
         Rc::new(Self {
             now: Default::default(),
             max,
+            max_links: config.max_links,
             crowded: Cell::default(),
             waker: RefCell::default(),
             sources: RefCell::new(sources),
@@ -132,14 +134,14 @@ impl Open {
     }
 
     fn all(&self) -> usize {
-        self.now.iter().map(Cell::get).sum()
+        self.now[..Use::Linked as usize].iter().map(Cell::get).sum()
     }
 
     fn share(&self, of: Use) -> usize {
         match of {
             Use::Own => self.max,
             Use::Served => self.max / 2,
-            Use::Lane => self.max / 4,
+            Use::Linked => self.max_links,
         }
     }
 
@@ -150,26 +152,32 @@ impl Open {
     }
 
     /// Whether there is room for one more stream of that use, when `waiting` have been promised some.
-    fn has_room(&self, of: Use, waiting: usize) -> bool {
-        self.all() + waiting < self.max && self.now[of as usize].get() + waiting < self.share(of)
+    pub(crate) fn has_room(&self, of: Use, waiting: usize) -> bool {
+        let in_all = of == Use::Linked || self.all() + waiting < self.max;
+        in_all && self.now[of as usize].get() + waiting < self.share(of)
     }
 
     /// Room for one more stream.
     pub(crate) fn permit(self: &Rc<Self>, of: Use) -> Option<Permit> {
+        self.permit_of(of, None)
+    }
+
+    fn permit_of(self: &Rc<Self>, of: Use, from: Option<SocketAddr>) -> Option<Permit> {
         let room = self.has_room(of, 0);
         room.then(|| {
-            let now = &self.now[of as usize];
-            now.set(now.get() + 1);
-            Permit(self.clone(), of, None)
+            self.take(of);
+            Permit::new(self.clone(), of, from)
         })
+    }
+
+    pub(crate) fn take(&self, of: Use) {
+        let now = &self.now[of as usize];
+        now.set(now.get() + 1);
     }
 
     /// Room for a stream from there.
     fn permit_for(self: &Rc<Self>, from: SocketAddr) -> Option<Permit> {
-        self.permit(Use::Served).map(|mut permit| {
-            permit.2 = Some(from);
-            permit
-        })
+        self.permit_of(Use::Served, Some(from))
     }
 
     pub(crate) fn release(&self, of: Use, from: Option<SocketAddr>) {
@@ -245,6 +253,7 @@ impl Transport {
                     None => answered(&self.ring, false),
                 }
             }
+            ToTransport::Link { link } => link::start(&self.ring, link),
             ToTransport::PushPull { addr, why } => {
                 let Some(permit) = self.permit(Use::Own) else { return };
                 let ring = self.ring.clone();
@@ -370,19 +379,6 @@ impl Transport {
         }
         if let Some(cast) = next {
             ring.outbox.put_back(cast);
-        }
-    }
-
-    /// Runs a task for each peer for which users' bytes wait, while there is room for its stream.
-    fn run_lanes(&self) {
-        loop {
-            let open = self.kept.borrow().open.clone();
-            if !open.has_room(Use::Lane, 0) {
-                return;
-            }
-            let Some(lane) = self.ring.outbox.next_lane() else { return };
-            let Some(permit) = open.permit(Use::Lane) else { return };
-            self.ring.spawn("parcels", parcels::run(self.ring.clone(), permit, lane));
         }
     }
 
@@ -615,7 +611,7 @@ impl Transport {
             kept.open.crowded.set(!kept.open.has_room(Use::Served, kept.accepted.len()));
             ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
             *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
-            let users = ring.outbox.is_ready(kept.open.has_room(Use::Lane, 0), cx.waker());
+            let users = ring.outbox.is_ready(cx.waker());
             readable || users || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
         })
     }
@@ -653,7 +649,6 @@ impl StreamHandler<inbox::Turn> for Transport {
         self.ring.turn(TRANSPORT, &self.ring.transport, |item| self.hear(item));
         self.ring.hooks.strike(TRANSPORT, "outbox");
         self.send_casts();
-        self.run_lanes();
         self.serve_accepted();
         let mut kept = self.kept.borrow_mut();
         kept.reading.lapse();

@@ -2,6 +2,7 @@
 
 use actix::Message;
 use bytes::Bytes;
+pub use memberlist_protocol::link::Lane;
 use memberlist_protocol::{
     member::NodeId,
     wire::{codec, message::MAX_KIND},
@@ -42,19 +43,6 @@ pub trait PeerMessage:
 
     /// How it goes: see [`Lane`].
     const LANE: Lane = Lane::Ordered;
-}
-
-/// How messages go to a peer. Those of one lane arrive in the order in which they were sent; lanes overtake each
-/// other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Lane {
-    /// Before all others: for a few small ones that must not wait.
-    Urgent,
-    /// One after the other: for most. What has more than
-    /// [`Config::max_ordered_size`](crate::Config) bytes goes by `Bulk`.
-    Ordered,
-    /// On a connection of its own, behind which nothing small waits.
-    Bulk,
 }
 
 /// A message together with who sent it: what a handler gets that asked for it with

@@ -1,6 +1,6 @@
 //! The receiver's end of a link.
 
-use std::collections::VecDeque;
+use std::{cmp::Ordering, collections::VecDeque};
 
 use super::{Carrier, Heard, Hello, Lane, Sent, Welcome};
 use crate::wire::message::Receipt;
@@ -53,17 +53,29 @@ struct Track {
 /// What has arrived from one node.
 #[derive(Debug, Default)]
 pub struct Incoming {
+    /// The number of the link.
+    link: u64,
     tracks: [Track; 3],
     /// The last connection of each carrier, once there was one.
     connections: [Option<u64>; 2],
 }
 
 impl Incoming {
-    /// A connection begins. It takes the place of the one before it.
+    /// The link that this is about.
+    pub fn link(&self) -> u64 {
+        self.link
+    }
+
+    /// A connection begins. It takes the place of the one before it; the first one of a later link begins anew.
     ///
     /// # Errors
     /// [`Overtaken::Replaced`] if a later one is there already; [`Overtaken::Gap`] if the sender contradicts itself.
     pub fn begin(&mut self, hello: &Hello) -> Result<Welcome, Overtaken> {
+        match hello.link.cmp(&self.link) {
+            Ordering::Less => return Err(Overtaken::Replaced),
+            Ordering::Equal => {}
+            Ordering::Greater => *self = Self { link: hello.link, ..Self::default() },
+        }
         let known = self.connections[hello.carrier as usize];
         if known.is_some_and(|known| known >= hello.connection) {
             return Err(Overtaken::Replaced);
@@ -150,7 +162,7 @@ mod tests {
     fn hello(connection: u64, first: u64, next: u64) -> Hello {
         let (from, to) = (NodeId::new("a", 1), NodeId::new("b", 2));
         let lanes = vec![Sent { first: 0, next: 0 }, Sent { first, next }];
-        Hello { from, to, carrier: Carrier::Main, connection, lanes, answers: 0 }
+        Hello { from, to, link: 1, carrier: Carrier::Main, connection, lanes, answers: 0 }
     }
 
     fn receive(incoming: &mut Incoming, connection: u64, number: u64) -> Result<Received, Overtaken> {
@@ -204,6 +216,18 @@ mod tests {
         assert_eq!(welcome.lanes[1].next, None);
         assert_eq!(receive(&mut incoming, 7, 4), Ok(Received::Again), "it must not be handled");
         assert_eq!(receive(&mut incoming, 7, 5), Ok(Received::New));
+    }
+
+    #[test]
+    fn a_later_link_begins_anew_and_an_earlier_one_has_no_place_any_more() {
+        let mut incoming = Incoming::default();
+        incoming.begin(&hello(1, 0, 0)).unwrap();
+        receive(&mut incoming, 1, 0).unwrap();
+        let later = |connection| Hello { link: 2, ..hello(connection, 0, 0) };
+        assert_eq!(incoming.begin(&later(5)).unwrap().lanes[1], Heard { next: Some(0), refused: vec![] });
+        assert_eq!(receive(&mut incoming, 1, 1), Err(Overtaken::Replaced));
+        assert_eq!(receive(&mut incoming, 5, 0), Ok(Received::New));
+        assert_eq!(incoming.begin(&hello(9, 0, 0)), Err(Overtaken::Replaced));
     }
 
     #[test]

@@ -73,6 +73,14 @@ impl<T> Outgoing<T> {
         Self { tracks: Default::default(), count: 0, bytes: 0, max, max_bytes }
     }
 
+    /// The numbers of a lane of which nothing was sent begin there.
+    pub fn begin_at(&mut self, lane: Lane, number: u64) {
+        let track = &mut self.tracks[lane as usize];
+        if track.sent == 0 {
+            track.first = number;
+        }
+    }
+
     /// Messages that are not settled, and their bytes.
     pub fn held(&self) -> (usize, usize) {
         (self.count, self.bytes)

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use rand::{Rng, RngExt};
 
 /// The longest pause after the first failure; it doubles with each further one.
-pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest pause of all.
-pub const MAX_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// A connection that has lasted so long was a good one.
-pub const HEALTHY: Duration = Duration::from_secs(10);
+const HEALTHY: Duration = Duration::from_secs(10);
 
 /// Pauses between dials: each is drawn evenly from nothing up to a bound that doubles with each failure, so that many
 /// who lost the same peer do not come back at once.

@@ -562,6 +562,7 @@ pub fn decode_standing(bytes: &[u8]) -> Result<Standing, WireError> {
 struct WireHello<'a> {
     from: WireId<'a>,
     to: WireId<'a>,
+    link: u64,
     carrier: u8,
     connection: u64,
     lanes: Vec<(u64, u64)>,
@@ -574,6 +575,7 @@ pub fn encode_hello(hello: &Hello) -> Vec<u8> {
     let wire = WireHello {
         from: (&hello.from).into(),
         to: (&hello.to).into(),
+        link: hello.link,
         carrier: hello.carrier as u8,
         connection: hello.connection,
         lanes: hello.lanes.iter().map(|sent| (sent.first, sent.next)).collect(),
@@ -593,6 +595,7 @@ pub fn decode_hello(bytes: &[u8]) -> Result<Hello, WireError> {
         from: wire.from.checked()?,
         to: wire.to.checked()?,
         carrier: *Carrier::ALL.get(usize::from(wire.carrier)).ok_or(WireError::Kind)?,
+        link: wire.link,
         connection: wire.connection,
         lanes: wire.lanes.into_iter().map(|(first, next)| Sent { first, next }).collect(),
         answers: wire.answers,

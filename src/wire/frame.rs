@@ -125,8 +125,8 @@ pub enum StreamKind {
     PushPull,
     /// A ping of a node that did not answer on a datagram.
     Ping,
-    /// Bytes of users, each frame answered by a receipt.
-    User,
+    /// A connection of a [link](crate::link).
+    Link,
     /// An order about keys, labels and seals.
     Order,
 }
@@ -137,7 +137,7 @@ impl StreamKind {
         match self {
             Self::PushPull => 1,
             Self::Ping => 2,
-            Self::User => 3,
+            Self::Link => 3,
             Self::Order => 4,
         }
     }
@@ -147,7 +147,7 @@ impl StreamKind {
     /// # Errors
     /// [`WireError::Kind`].
     pub fn of(byte: u8) -> Result<Self, WireError> {
-        [Self::PushPull, Self::Ping, Self::User, Self::Order]
+        [Self::PushPull, Self::Ping, Self::Link, Self::Order]
             .into_iter()
             .find(|kind| kind.byte() == byte)
             .ok_or(WireError::Kind)

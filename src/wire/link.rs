@@ -13,14 +13,14 @@
 //! both:   length 6 why                                I end this connection: a refusal
 //! ```
 
-use super::{WireError, codec, message::Receipt};
+use super::{
+    WireError, codec,
+    message::{MAX_KIND, Receipt},
+};
 use crate::link::Lane;
 
 /// Bytes of a frame's length.
 pub const LENGTH: usize = 4;
-
-/// Longest name of a kind of messages, in bytes.
-pub const MAX_KIND: usize = 64;
 
 /// Most bytes of a frame around a user's payload, its length included.
 pub const MAX_AROUND: usize = LENGTH + 1 + 1 + 8 + 1 + MAX_KIND + 4;

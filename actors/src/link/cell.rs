@@ -13,11 +13,11 @@ use memberlist_protocol::{
     config::Config,
     link::{Carrier, Full, Heard, Lane, Nonsense, Outgoing, Sent, Settled},
     member::NodeId,
-    wire::{
-        link::How,
-        message::Receipt,
-    },
+    members::Change,
+    wire::{link::How, message::Receipt},
 };
+
+use tokio::sync::Notify;
 
 use crate::{
     errors::{AskError, Cause, NotSent, SendError},
@@ -95,16 +95,20 @@ struct State {
 /// A link to one peer.
 pub(crate) struct Link {
     pub(crate) peer: NodeId,
+    /// No later link of this node has a lower one.
+    pub(crate) number: u64,
     pub(crate) inbox: Arc<Inbox<ToLink>>,
     state: Mutex<State>,
     max_questions: usize,
+    /// Told when there may be room again.
+    pub(crate) room: Notify,
 }
 
 /// A message that has ended, and how; told when no lock is held.
 type Told = Vec<(Fate, Result<(), NotSent>)>;
 
 impl Link {
-    fn new(peer: NodeId, config: &Config) -> Self {
+    fn new(peer: NodeId, number: u64, config: &Config) -> Self {
         let state = State {
             out: Outgoing::new(config.peer_queue_depth, config.peer_queue_bytes),
             questions: BTreeMap::new(),
@@ -115,7 +119,14 @@ impl Link {
             status: LinkStatus::default(),
         };
         let inbox = Inbox::new(INBOX, INBOX);
-        Self { peer, inbox, state: Mutex::new(state), max_questions: config.peer_queue_depth }
+        Self {
+            peer,
+            number,
+            inbox,
+            state: Mutex::new(state),
+            max_questions: config.peer_queue_depth,
+            room: Notify::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -130,7 +141,10 @@ impl Link {
             return Err((error, letter));
         }
         if matches!(letter.fate, Fate::Ask(_)) && state.questions.len() >= self.max_questions {
-            return Err((SendError::Full, letter));
+            state.questions.retain(|_, reply| !reply.is_closed());
+            if state.questions.len() >= self.max_questions {
+                return Err((SendError::Full, letter));
+            }
         }
         let len = letter.bytes.len();
         state.out.push(lane, letter, len).map_err(|(Full, letter)| (SendError::Full, letter))?;
@@ -191,7 +205,7 @@ impl Link {
         }
         count(&mut state.status, &told);
         drop(state);
-        tell(doors, told);
+        tell(doors, &self.room, told);
         let _ = self.inbox.insist(ToLink::Up(carrier));
         Ok(())
     }
@@ -234,11 +248,6 @@ impl Link {
         }
     }
 
-    /// Whether there is something that has not gone over the present connection.
-    pub(crate) fn has_next(&self, carrier: Carrier) -> bool {
-        self.lock().out.has_next(carrier)
-    }
-
     /// The peer has said what it has taken.
     pub(crate) fn acked(
         &self,
@@ -255,7 +264,7 @@ impl Link {
         })?;
         count(&mut state.status, &told);
         drop(state);
-        tell(doors, told);
+        tell(doors, &self.room, told);
         Ok(())
     }
 
@@ -309,7 +318,7 @@ impl Link {
             told.push((letter.fate, Err(NotSent::Never(cause))));
         });
         drop(state);
-        tell(doors, told);
+        tell(doors, &self.room, told);
     }
 
     /// There has been no connection for too long: nothing that waits for it will get through.
@@ -336,7 +345,7 @@ impl Link {
         }
         count(&mut state.status, &told);
         drop(state);
-        tell(doors, told);
+        tell(doors, &self.room, told);
     }
 
     /// Ends everything: the peer is gone, or the node stops.
@@ -358,7 +367,7 @@ impl Link {
         for (_, reply) in questions {
             let _ = reply.send(Err(AskError::NotSent(NotSent::Unknown(cause))));
         }
-        tell(doors, told);
+        tell(doors, &self.room, told);
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 }
@@ -399,7 +408,10 @@ fn count(status: &mut LinkStatus, told: &Told) {
     status.dropped += told.len() as u64 - sent;
 }
 
-fn tell(doors: &Doors, told: Told) {
+fn tell(doors: &Doors, room: &Notify, told: Told) {
+    if !told.is_empty() {
+        room.notify_waiters();
+    }
     for (fate, outcome) in told {
         if outcome.is_ok() {
             up(&doors.counters.user_messages_sent);
@@ -434,7 +446,7 @@ impl Links {
         }
         // Whoever is gone gets no new one: the caller has looked, but not under this lock.
         crate::peer::present(doors, peer).ok_or(SendError::Gone)?;
-        let link = Arc::new(Link::new(peer.clone(), &doors.config));
+        let link = Arc::new(Link::new(peer.clone(), doors.number(), &doors.config));
         all.links.insert(peer.clone(), link.clone());
         drop(all);
         let started = doors.transport.insist(ToTransport::Link { link: link.clone() });
@@ -446,13 +458,35 @@ impl Links {
         self.lock().links.get(peer).cloned()
     }
 
-    pub(crate) fn remove(&self, peer: &NodeId) {
-        self.lock().links.remove(peer);
+    /// Forgets a link that has ended.
+    pub(crate) fn remove(&self, link: &Arc<Link>) {
+        let mut all = self.lock();
+        if all.links.get(&link.peer).is_some_and(|known| Arc::ptr_eq(known, link)) {
+            all.links.remove(&link.peer);
+        }
     }
 
     /// All of them.
     pub(crate) fn all(&self) -> Vec<Arc<Link>> {
         self.lock().links.values().cloned().collect()
+    }
+
+    /// Something has become of a member.
+    pub(crate) fn heed(&self, change: &Change) {
+        let (name, member, gone) = match change {
+            Change::Joined(member) | Change::Updated { member, .. } | Change::Refuted(member) => {
+                (member.name(), Some(&member.id), Cause::Replaced)
+            }
+            Change::Left { member, .. } => (member.name(), None, Cause::PeerLeft),
+            Change::Dead { member, .. } => (member.name(), None, Cause::PeerDead),
+            Change::Reaped(id) => (id.name(), None, Cause::PeerDead),
+            Change::Suspected { .. } | Change::Conflict { .. } => return,
+        };
+        let runs = NodeId::new(name, 0)..=NodeId::new(name, u64::MAX);
+        for (id, link) in self.lock().links.range(runs) {
+            let news = if Some(id) == member { ToLink::Alive } else { ToLink::Gone(gone) };
+            let _ = link.inbox.insist(news);
+        }
     }
 
     /// Makes no more, and ends those that are there.

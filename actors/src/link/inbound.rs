@@ -31,7 +31,6 @@ use super::{
 use crate::{
     answers::{Answer, Answered, Answers},
     events::Sender,
-    metrics::Lost,
     ring::{Shared, now},
     routes::Arrived,
     streams::{Failure, Line, Permit},
@@ -49,7 +48,7 @@ const MAX_INBOUND: usize = 8192;
 /// What has come from one node.
 pub(super) struct Inbound {
     incoming: RefCell<Incoming>,
-    answers: Arc<AnswerBox>,
+    answers: RefCell<Arc<AnswerBox>>,
     /// Connections that are open, and when the last one was closed.
     open: Cell<usize>,
     closed: Cell<Option<Instant>>,
@@ -82,7 +81,7 @@ impl Inbounds {
         let new = || {
             Rc::new(Inbound {
                 incoming: RefCell::default(),
-                answers: Arc::new(AnswerBox::new(ring.config.peer_queue_depth, ring.config.peer_queue_bytes)),
+                answers: RefCell::new(AnswerBox::new(ring)),
                 open: Cell::default(),
                 closed: Cell::default(),
             })
@@ -119,7 +118,10 @@ pub(crate) async fn serve(
     from: SocketAddr,
 ) -> Result<(), Failure> {
     let hello = codec::decode_hello(&line.frame(MAX_HELLO).await?)?;
-    let admitted = admit(ring, line.key().is_some(), &hello, from).await;
+    let mut admitted = admit(ring, line.key().is_some(), &hello, from).await;
+    if admitted.is_ok() && !permit.becomes_link() {
+        admitted = Err(Refusal::Crowded);
+    }
     let answer = admitted.as_ref().map(|(_, _, welcome)| welcome.clone()).map_err(Clone::clone);
     line.write(&[&codec::encode_welcome(&answer)]).await?;
     let (inbound, seat, _) = match admitted {
@@ -132,7 +134,6 @@ pub(crate) async fn serve(
     let opened = Opened::new(inbound);
     match seat.carrier {
         Carrier::Main => {
-            permit.is_link();
             let max = ring.config.max_ordered_size + MAX_AROUND;
             let mut listener = Listener { ring, inbound: &opened.0, seat: &seat, pong: None, unsaid: false };
             duplex::run(ring, line.channel(), &mut listener, max).await
@@ -155,7 +156,8 @@ async fn admit(
         let view = ring.view.borrow();
         view.get(hello.from.name()).filter(|member| member.id == hello.from).map(|m| (m.state, m.addr))
     };
-    let there = |found: &Option<(MemberState, SocketAddr)>| found.is_some_and(|(state, _)| state.is_present());
+    let there =
+        |found: &Option<(MemberState, SocketAddr)>| found.is_some_and(|(state, _)| state.is_present());
     let mut found = state(ring);
     if found.is_some_and(|(state, _)| state == MemberState::Left) {
         return Err(Refusal::Removed);
@@ -163,18 +165,20 @@ async fn admit(
     if !there(&found) {
         // News of it may be on its way.
         let mut views = ring.view.subscribe();
-        let heard = async {
-            while !there(&state(ring)) && views.changed().await.is_ok() {}
-        };
+        let heard = async { while !there(&state(ring)) && views.changed().await.is_ok() {} };
         let _ = timeout(PATIENCE, heard).await;
         found = state(ring);
     }
     let (_, addr) = found.filter(|found| there(&Some(*found))).ok_or(Refusal::Stranger)?;
     let proven = sealed || addr.ip() == from.ip();
     let inbound = ring.inbounds.of(ring, hello.from.clone(), proven).ok_or(Refusal::Crowded)?;
+    let before = inbound.incoming.borrow().link();
     let welcome = inbound.incoming.borrow_mut().begin(hello).map_err(|_| Refusal::Overtaken)?;
+    if before != hello.link {
+        *inbound.answers.borrow_mut() = AnswerBox::new(ring);
+    }
     if hello.carrier == Carrier::Main {
-        inbound.answers.begin(hello.answers).map_err(|()| Refusal::Overtaken)?;
+        inbound.answers.borrow().begin(hello.answers).map_err(|()| Refusal::Overtaken)?;
     }
     let from = if proven { Sender::Member(hello.from.clone()) } else { Sender::Address(from) };
     Ok((inbound, Seat { carrier: hello.carrier, connection: hello.connection, from }, welcome))
@@ -210,7 +214,7 @@ impl Inbound {
         let (kind, answer) = match what {
             frames::What::Tell(kind) => (kind, None),
             frames::What::Ask(kind, _) => {
-                (kind, Some(Answer::new(self.answers.clone(), number << 2 | u64::from(lane.byte()))))
+                (kind, Some(Answer::new(self.answers.borrow().clone(), number << 2 | u64::from(lane.byte()))))
             }
             frames::What::Broadcast => return Receipt::Undecodable,
         };
@@ -240,7 +244,7 @@ impl End for Listener<'_> {
                 self.unsaid = true;
                 Ok(())
             }
-            Frame::Answered(next) => self.inbound.answers.arrived(next).map_err(|()| nonsense()),
+            Frame::Answered(next) => self.inbound.answers.borrow().arrived(next).map_err(|()| nonsense()),
             Frame::Ping(token) => {
                 self.pong = Some(token);
                 Ok(())
@@ -267,7 +271,7 @@ impl End for Listener<'_> {
                 }
             }
         }
-        self.inbound.answers.next(cx.waker(), out);
+        self.inbound.answers.borrow().next(cx.waker(), out);
     }
 
     fn silent(&mut self, missed: u32, _: &mut Out) -> Result<(), Failure> {
@@ -293,8 +297,9 @@ struct Given {
 }
 
 impl AnswerBox {
-    fn new(max: usize, max_bytes: usize) -> Self {
-        Self(Mutex::new(Answering { out: Outgoing::new(max, max_bytes), waker: None, fresh: true }))
+    fn new(ring: &Shared) -> Arc<Self> {
+        let out = Outgoing::new(ring.config.peer_queue_depth, ring.config.peer_queue_bytes);
+        Arc::new(Self(Mutex::new(Answering { out, waker: None, fresh: true })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Answering> {

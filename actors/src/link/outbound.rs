@@ -65,14 +65,15 @@ async fn connected(
     since: &mut Option<Instant>,
 ) -> Result<(), Failure> {
     let limit = ring.config.tcp_timeout;
+    let _room = ring.link_room.acquire().await.map_err(|_| Failure::Unserved)?;
     // Many links that come up at once take turns.
     let turn = ring.dials.acquire().await.map_err(|_| Failure::Unserved)?;
     let Some(member) = present(ring, &link.peer) else { return Ok(()) };
     let mut line = Line::new(ring, dial(ring, member.addr, limit).await?);
     line.open(StreamKind::Link).await?;
     let (connection, lanes, answers) = link.hello(carrier);
-    let from = ring.view.borrow().local().id.clone();
-    let hello = Hello { from, to: link.peer.clone(), carrier, connection, lanes, answers };
+    let (from, to) = (ring.view.borrow().local().id.clone(), link.peer.clone());
+    let hello = Hello { from, to, link: link.number, carrier, connection, lanes, answers };
     line.write(&[&codec::encode_hello(&hello)]).await?;
     let welcome = codec::decode_welcome(&line.answer(MAX_WELCOME).await?)?;
     drop(turn);

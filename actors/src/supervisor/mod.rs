@@ -315,11 +315,7 @@ impl Keeper {
     fn heed(&mut self, report: Report) -> Option<&'static str> {
         match report {
             Report::TaskPanicked { task, panic } => (self.observer)(Event::TaskPanicked { task, panic }),
-            Report::Ended { number } => {
-                if let Some(slot) = self.slot(number) {
-                    slot.running = false;
-                }
-            }
+            Report::Ended { number } => self.children.retain(|slot| slot.number != number),
             Report::Vanished { number, name } => {
                 if self.slot(number).is_none_or(|slot| slot.running) {
                     (self.observer)(Event::GaveUp { actor: name, panic: "its arbiter is gone".into() });
