@@ -444,7 +444,7 @@ fn weak_point_43_bytes_that_drip_in_hold_no_phase_of_a_stream_beyond_its_limit()
         let state = joiner(1);
         let exchange = [head(StreamKind::PushPull), frame(&state)].concat();
         let opening = head(StreamKind::PushPull).len();
-        let user = [head(StreamKind::User), frame(&[0; 300])].concat();
+        let user = [head(StreamKind::Link), frame(&[0; 300])].concat();
         let ping = [head(StreamKind::Ping), frame(&[0; 300])].concat();
         let cases: [(&str, &[u8], bool, &[u8]); 13] = [
             ("the first byte", &[], false, &exchange),
@@ -527,7 +527,7 @@ fn what_a_stranger_is_answered_on_a_stream_is_no_more_than_it_has_sent_but_for_t
         let user = |to: &NodeId| {
             let address = Address::Direct { from: nobody.clone(), to: to.clone() };
             let body = memberlist_protocol::wire::codec::encode_address(&address);
-            [head(StreamKind::User), frame(&body), frame(&body), frame(&body)].concat()
+            [head(StreamKind::Link), frame(&body), frame(&body), frame(&body)].concat()
         };
         let later = |len| vec![0xB5; len];
         let exchange = [head(StreamKind::PushPull), frame(&joiner(1))].concat();

@@ -122,7 +122,7 @@ fn weak_point_43_streams_on_which_little_is_said_give_way_to_those_who_wait() {
             let mut stream = stranger.dial(addr(0)).await.expect("it listens");
             let address =
                 codec::encode_address(&Address::Direct { from: NodeId::new("x", 1), to: to.clone() });
-            let open = Envelope::new("").expect("no label").open_stream(StreamKind::User);
+            let open = Envelope::new("").expect("no label").open_stream(StreamKind::Link);
             let frame = [&u32::try_from(address.len()).expect("short").to_le_bytes()[..], &address].concat();
             Arbiter::current().spawn(async move {
                 let _ = stream.write_all(&open).await;

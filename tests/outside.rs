@@ -410,7 +410,7 @@ fn a_frame_of_users_that_is_longer_than_allowed_ends_its_stream_unread() {
         let longest = 2000 + 1024;
         for (len, ends) in [(longest, false), (longest + 1, true), (u32::MAX, true)] {
             let mut stream = stranger.endpoint.dial(addr(0)).await.expect("it listens");
-            let claim = [&stranger.envelope.open_stream(StreamKind::User)[..], &len.to_le_bytes()].concat();
+            let claim = [&stranger.envelope.open_stream(StreamKind::Link)[..], &len.to_le_bytes()].concat();
             stream.write_all(&claim).await.expect("it reads");
             // A reader that waits for the rest waits for ten seconds.
             let end = timeout(Duration::from_secs(1), stream.read(&mut [0; 8])).await;
@@ -423,7 +423,7 @@ fn a_frame_of_users_that_is_longer_than_allowed_ends_its_stream_unread() {
             let address = Address::Direct { from: stranger.id.clone(), to: local.clone() };
             let body = [codec::encode_address(&address), vec![7; len]].concat();
             let head = u32::try_from(body.len()).expect("short").to_le_bytes();
-            let open = stranger.envelope.open_stream(StreamKind::User);
+            let open = stranger.envelope.open_stream(StreamKind::Link);
             let mut stream = stranger.endpoint.dial(addr(0)).await.expect("it listens");
             stream.write_all(&[&open[..], &head, &body].concat()).await.expect("it reads");
             let answer = timeout(SOON, stream.read(&mut [0; 8])).await.expect("in time").unwrap_or(0);

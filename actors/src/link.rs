@@ -110,8 +110,10 @@ impl PeerLink {
                 way.lost = None;
                 self.link.give_up(&self.ring, carrier);
             }
-            let wanted = !self.link.is_idle(carrier) && !self.link.is_ended();
-            if wanted && !way.running && way.redial.due().is_none_or(|due| due <= now) {
+            let wanted = self.link.is_wanted(carrier);
+            if !wanted {
+                way.lost = None;
+            } else if !way.running && way.redial.due().is_none_or(|due| due <= now) {
                 way.redial.begin();
                 way.running = true;
                 way.lost.get_or_insert(now);

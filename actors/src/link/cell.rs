@@ -167,6 +167,15 @@ impl Link {
         state.out.is_empty(carrier) && (carrier == Carrier::Bulk || state.questions.is_empty())
     }
 
+    /// Whether something is held for that connection. If not, whoever sends something next has to ask for one.
+    pub(crate) fn is_wanted(&self, carrier: Carrier) -> bool {
+        let mut state = self.lock();
+        let questions = carrier == Carrier::Main && !state.questions.is_empty();
+        let wanted = state.ended.is_none() && (questions || !state.out.is_empty(carrier));
+        state.writers[carrier as usize].asked &= wanted;
+        wanted
+    }
+
     pub(crate) fn is_ended(&self) -> bool {
         self.lock().ended.is_some()
     }
