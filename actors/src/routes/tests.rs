@@ -431,6 +431,7 @@ fn wherever_a_message_panics_it_is_the_only_one_that_is_lost() {
             match trouble {
                 Read => assert_eq!(fate, None),
                 Handle => assert_eq!(fate, Some(Answered::HandlerGone)),
+                Refuse => assert_eq!(fate, Some(Answered::Unfit("it will not do".into()))),
                 _ => assert!(matches!(fate, Some(Answered::Unfit(_))), "{trouble:?}: {fate:?}"),
             }
             assert_eq!(all, []);
