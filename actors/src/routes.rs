@@ -263,3 +263,6 @@ where
         self.queue.abandon();
     }
 }
+
+#[cfg(test)]
+mod tests;

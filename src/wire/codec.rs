@@ -405,7 +405,11 @@ pub fn encode_payload(value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), S
     let encoded = bincode::serde::encode_into_std_write(value, out, config::standard());
     encoded.map(drop).map_err(|error| {
         out.truncate(before);
-        error.to_string()
+        match error {
+            EncodeError::OtherString(text) => text,
+            EncodeError::Other(text) => text.to_owned(),
+            error => error.to_string(),
+        }
     })
 }
 
