@@ -165,6 +165,9 @@ pub enum SendError {
     /// The peer is not there any more.
     #[error("the peer is gone")]
     Gone,
+    /// This node leaves the cluster: what was sent before is still brought to its peers.
+    #[error("the node leaves the cluster")]
+    Leaving,
     /// It could not be turned into bytes: what its `Serialize` says.
     #[error("the message cannot be encoded: {0}")]
     Encode(String),
@@ -216,7 +219,7 @@ pub enum NotSent {
 }
 
 /// Why a message has not got through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
     /// There was no room.

@@ -70,10 +70,12 @@ mod pump;
 mod questions;
 mod queue;
 mod rejoin;
+mod relay;
 mod resolve;
 mod ring;
 mod rollout;
 mod routes;
+mod select;
 mod sources;
 mod state;
 pub mod store;
@@ -95,7 +97,7 @@ pub use errors::{
 pub use events::{MemberEvent, NodeEvent, Pinged, Replay, Sender, UserBytes};
 pub use join::{Joined, Until};
 pub use keyring::Keyring;
-pub use link::LinkStatus;
+pub use link::{LinkEvent, LinkStatus};
 pub use memberlist_protocol::{
     accusation::{Accusation, Evidence, Outcome, Why},
     config::Config,
@@ -113,6 +115,7 @@ pub use pump::Subscription;
 pub use questions::{Admit, Export, Merge, SharedState};
 pub use resolve::{DnsResolver, Resolver, Resolving};
 pub use rollout::Rollout;
+pub use select::{Fanout, Select};
 pub use store::{FileStore, Store};
 pub use typed::{FromPeer, Lane, PeerMessage};
 

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use actix::Recipient;
 use bytes::Bytes;
 use memberlist_protocol::{
     link::Lane,
@@ -26,10 +27,11 @@ use tokio::{
 };
 
 use crate::{
-    errors::{AskError, Cause, NotSent, SendError},
+    errors::{AskError, Cause, NotSent, SendError, Stopped},
     handle::Handle,
     link::{Letter, Link, LinkStatus, What},
     outbox::{Cast, Fate},
+    relay,
     ring::Doors,
     typed::{self, PeerMessage},
 };
@@ -111,16 +113,43 @@ impl Peer {
     /// [`AskError::Send`] if it was not taken, [`AskError::NotSent`] if it has not got through,
     /// [`AskError::Timeout`] if no answer came `within` that time, [`AskError::HandlerGone`], [`AskError::Reply`].
     pub async fn ask<M: PeerMessage>(&self, msg: &M, within: Duration) -> Result<M::Result, AskError> {
-        let bytes = typed::encode(msg).map_err(AskError::Send)?;
+        self.question(msg, within).await
+    }
+
+    /// Asks at once; the future is the answer.
+    pub(crate) fn question<M: PeerMessage>(
+        &self,
+        msg: &M,
+        within: Duration,
+    ) -> impl Future<Output = Result<M::Result, AskError>> + Send + use<M> {
         let (reply, answer) = oneshot::channel();
         let until = Instant::now() + within;
-        let letter =
-            Letter { what: What::Ask(M::KIND, until.into_std()), bytes, fate: Fate::Ask(Some(reply)) };
-        self.put(M::LANE, letter).map_err(AskError::Send)?;
-        let answer = timeout_at(until, answer).await.map_err(|_| AskError::Timeout)?;
-        let stopped = || Err(AskError::NotSent(NotSent::Unknown(lost(self.handle.doors()))));
-        let bytes = answer.unwrap_or_else(|_| stopped())?;
-        codec::decode_payload(&bytes).map_err(|error| AskError::Reply(error.to_string()))
+        let asked = typed::encode(msg).and_then(|bytes| {
+            let what = What::Ask(M::KIND, until.into_std());
+            self.put(M::LANE, Letter { what, bytes, fate: Fate::Ask(Some(reply)) })
+        });
+        let stopped = self.handle.doors().stopped.clone();
+        async move {
+            asked.map_err(AskError::Send)?;
+            let answer = timeout_at(until, answer).await.map_err(|_| AskError::Timeout)?;
+            let bytes = answer.unwrap_or_else(|_| {
+                let cause = if stopped.load(Relaxed) { Cause::Stopped } else { Cause::Lost };
+                Err(AskError::NotSent(NotSent::Unknown(cause)))
+            })?;
+            codec::decode_payload(&bytes).map_err(|error| AskError::Reply(error.to_string()))
+        }
+    }
+
+    /// An address of an actor that passes messages on to this member: a remote member where a
+    /// [`Recipient`](actix::Recipient) is asked for. What is sent to it goes as with [`send`](Self::send); what has
+    /// no room, or does not get through, is lost and counted (`memberlist_dropped{reason="undelivered"}`), since
+    /// a `Recipient` of messages without a result has nobody to tell. The actor runs on the node's thread, and ends
+    /// with the last address.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn recipient<M: PeerMessage<Result = ()> + Unpin>(&self) -> Result<Recipient<M>, Stopped> {
+        relay::start(self.clone(), self.handle.doors())
     }
 
     /// Sends bytes over the link, to its handlers of users' bytes, and tells what has become of them: as
@@ -135,6 +164,10 @@ impl Peer {
     /// What its link is doing; nothing much, as long as nothing was sent.
     pub fn status(&self) -> LinkStatus {
         self.handle.doors().links.get(&self.id).map(|link| link.status()).unwrap_or_default()
+    }
+
+    pub(crate) fn doors(&self) -> &Doors {
+        self.handle.doors()
     }
 
     fn link(&self) -> Result<Arc<Link>, SendError> {
@@ -206,10 +239,6 @@ pub(crate) fn datagram(
             Err(SendError::TooLarge { len, max: max.saturating_sub(around) })
         }
     }
-}
-
-fn lost(doors: &Doors) -> Cause {
-    if doors.stopped.load(Relaxed) { Cause::Stopped } else { Cause::Lost }
 }
 
 /// What becomes of something that was taken.

@@ -23,16 +23,17 @@ use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
+    events::NodeEvent,
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
     keyring::{Admission, Admitted},
-    link::{Inbounds, Links},
+    link::{Inbounds, LinkEvent, Links},
     logs::{self, Line, Logs, say},
     messages::{Then, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
     outbox::Outbox,
-    pump::NodeEvents,
+    pump::Listeners,
     resolve::Resolver,
     routes::Routes,
     supervisor::Supervisor,
@@ -62,7 +63,8 @@ pub(crate) struct Doors {
     /// Subscribers of answered probes.
     pub(crate) listeners: std::sync::atomic::AtomicUsize,
     pub(crate) view: watch::Sender<View>,
-    pub(crate) node_events: Arc<NodeEvents>,
+    pub(crate) node_events: Arc<Listeners<NodeEvent>>,
+    pub(crate) link_events: Arc<Listeners<LinkEvent>>,
     pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
     pub(crate) max_broadcast: std::sync::atomic::AtomicUsize,
     pub(crate) resolver: Arc<dyn Resolver>,
@@ -121,6 +123,7 @@ impl Doors {
             listeners: 0.into(),
             view: watch::Sender::new(view),
             node_events: Arc::default(),
+            link_events: Arc::default(),
             broadcasts_queued: 0.into(),
             max_broadcast: 0.into(),
             resolver,
@@ -164,6 +167,13 @@ impl Doors {
 
     pub(crate) fn seeds(&self) -> MutexGuard<'_, Seeds> {
         self.seeds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who listen what becomes of a link.
+    pub(crate) fn link_event(&self, event: &LinkEvent) {
+        if !self.link_events.tell(event) {
+            self.counters.drop(Lost::LinkUnheard);
+        }
     }
 
     /// A number that nothing else of this node has.

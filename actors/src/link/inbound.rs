@@ -24,6 +24,7 @@ use memberlist_protocol::{
 use tokio::time::timeout;
 
 use super::{
+    LinkEvent,
     duplex::{self, End, MISSED, Out},
     outbound::nonsense,
     wide,
@@ -128,6 +129,7 @@ pub(crate) async fn serve(
         Ok(admitted) => admitted,
         Err(refusal) => {
             ring.refused(&refusal, &hello.from, from);
+            ring.link_event(&LinkEvent::Refused { peer: hello.from, remote: from, why: refusal });
             return Ok(());
         }
     };
