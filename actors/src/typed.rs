@@ -30,11 +30,12 @@ use crate::errors::SendError;
 ///
 /// It is written as bincode, which is short and quick and says nothing of itself: another shape of the type is
 /// another type, so give it another [`KIND`](Self::KIND) (`"cache.lookup/2"`) and serve both while nodes of both
-/// are there. Fields of many bytes should be [`Bytes`] (or `serde_bytes`), not `Vec<u8>`: 64 KiB take less than 1 µs so,
-/// and 76 µs as a `Vec<u8>`. serde's `flatten`, `untagged` and `skip_serializing_if` do not work with bincode.
+/// are there. Fields of many bytes should be [`Bytes`] with that crate's feature `serde` (or `serde_bytes`), not
+/// `Vec<u8>`: 64 KiB take less than 1 µs so, and 76 µs as a `Vec<u8>`. serde's `flatten`, `untagged` and
+/// `skip_serializing_if` do not work with bincode.
 ///
-/// A value is read on the node's own thread, and so must not do more in its `Deserialize` than to take what it is
-/// given.
+/// A value is read, and the result of a handler is written, on the node's own thread: their `Deserialize` and
+/// `Serialize` must not do more than to take what they are given. A panic in them costs that message alone.
 pub trait PeerMessage:
     Message<Result: Serialize + DeserializeOwned + Send> + Serialize + DeserializeOwned + Send + 'static
 {
@@ -46,7 +47,7 @@ pub trait PeerMessage:
 }
 
 /// A message together with who sent it: what a handler gets that asked for it with
-/// [`Cluster::serve_from`](crate::Cluster).
+/// [`Cluster::serve_from`](crate::Cluster::serve_from).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FromPeer<M> {
     /// Who sent it.
