@@ -15,6 +15,7 @@ use memberlist_protocol::{
     accusation::Evidence,
     member::{Member, MemberState, NodeId, Versions},
     wire::{
+        bundle::Bundle,
         frame::{Envelope, MAX_PARTS, Packer, StreamKind},
         message::{
             Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect,
@@ -115,7 +116,7 @@ fn each_kind(from: &NodeId, here: &Member, peer: &Member) -> Vec<(&'static str, 
         ("dead of another run", dead(&NodeId::new(here.id.shared_name().clone(), 9), 1)),
         ("old dead", dead(&peer.id, 0)),
         ("user", Message::User(UserBroadcast { origin: nobody.clone(), id: 7, bytes: Bytes::new() })),
-        ("direct", Message::Direct(Direct { from: nobody, to: None, bytes: Bytes::new() })),
+        ("direct", Message::Direct(Direct { from: nobody, to: None, parts: Bundle::of("", b"") })),
     ]
 }
 

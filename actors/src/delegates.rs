@@ -120,9 +120,12 @@ impl Delegates {
                     self.ring.news(&self.ring.queue, ToQueue::Forward(message));
                 }
             }
-            ToDelegates::Direct { message: Direct { from, to, bytes }, from: addr } => {
+            ToDelegates::Direct { message: Direct { from, to, parts }, from: addr } => {
                 if to.is_none_or(|to| self.is_local(&to)) {
-                    self.serve(self.sender(from, addr), &bytes, false);
+                    let from = self.sender(from, addr);
+                    for (_, bytes) in parts.parts() {
+                        self.serve(from.clone(), &bytes, false);
+                    }
                 } else {
                     self.ring.counters.drop(Lost::NotForUs);
                 }

@@ -46,6 +46,7 @@
 mod advertise;
 mod answers;
 mod builder;
+mod casts;
 mod cluster;
 mod delegates;
 mod detector;

@@ -22,10 +22,10 @@ use smallvec::SmallVec;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    casts::Cast,
     errors::{AskError, JoinError, NotSent, UpdateError},
     events::{MemberEvent, Pinged, UserBytes},
     inbox::Item,
-    outbox::Cast,
     pump::{Pump, Subscribing},
     questions::{Admit, Sharing},
 };
@@ -174,7 +174,7 @@ impl Item for ToDetector {
             Self::Ping { ping, .. } => ping.target.name().len() + ping.from.name().len(),
             Self::IndirectPing { request, .. } => request.target.name().len() + request.from.name().len(),
             Self::Ack { ack, .. } => ack.payload.len(),
-            Self::Ask { then: Then::Cast(cast), .. } => cast.message.len(),
+            Self::Ask { then: Then::Cast(cast), .. } => cast.bytes.len(),
             _ => 0,
         }
     }
@@ -265,7 +265,7 @@ pub(crate) enum ToDelegates {
     Events { changes: Vec<(u64, Change)>, view: View },
     /// From Transport: a user's broadcast.
     User(UserBroadcast),
-    /// From Transport: a user's bytes for this node alone.
+    /// From Transport: users' messages for this node alone.
     Direct { message: Direct, from: SocketAddr },
     /// From a stream: a user's bytes, or a broadcast that is too large for gossip.
     Deliver { address: Address, bytes: Bytes, from: SocketAddr, reply: Reply<Receipt> },
@@ -315,7 +315,7 @@ impl Item for ToDelegates {
     fn weight(&self) -> usize {
         match self {
             Self::User(m) => m.bytes.len(),
-            Self::Direct { message, .. } => message.bytes.len(),
+            Self::Direct { message, .. } => message.parts.as_bytes().len(),
             _ => 0,
         }
     }

@@ -1,12 +1,11 @@
-//! What users send to single nodes and has not left yet. It lies apart from everything that the membership
-//! needs: however much users send, no ping waits behind it.
+//! What users send to single nodes over streams and has not left yet. It lies apart from everything that the
+//! membership needs.
 //!
-//! Bytes for datagrams wait in one queue. Bytes for streams wait in a lane for each peer, which is emptied in
-//! order, by one task at a time (see [`parcels`](crate::parcels)).
+//! It waits in a lane for each peer, which is emptied in order, by one task at a time (see
+//! [`parcels`](crate::parcels)).
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -21,12 +20,6 @@ use crate::{
     errors::{Cause, NotSent, SendError},
     messages::Reply,
 };
-
-/// Datagrams that wait. They leave in the node's next turn.
-const MAX_CASTS: usize = 4096;
-
-/// Bytes of datagrams that wait.
-const MAX_CAST_BYTES: usize = 4 << 20;
 
 /// One message for one peer.
 pub(crate) struct Parcel {
@@ -143,18 +136,8 @@ struct Lane {
     running: bool,
 }
 
-/// A message that goes in a datagram.
-pub(crate) struct Cast {
-    pub(crate) to: SocketAddr,
-    /// The run that is meant, if it is known.
-    pub(crate) run: u64,
-    pub(crate) message: Bytes,
-}
-
 #[derive(Default)]
 struct Waiting {
-    casts: VecDeque<Cast>,
-    cast_bytes: usize,
     lanes: BTreeMap<NodeId, Lane>,
     /// Lanes that want a task.
     idle: VecDeque<NodeId>,
@@ -172,21 +155,6 @@ pub(crate) struct Outbox {
 impl Outbox {
     pub(crate) fn new(config: &Config) -> Self {
         Self { waiting: Mutex::default(), max: config.peer_queue_depth, max_bytes: config.peer_queue_bytes }
-    }
-
-    /// Queues a datagram.
-    pub(crate) fn cast(&self, cast: Cast) -> Result<(), SendError> {
-        let mut waiting = self.lock();
-        if waiting.closed {
-            return Err(SendError::Stopped);
-        }
-        if waiting.casts.len() >= MAX_CASTS || waiting.cast_bytes + cast.message.len() > MAX_CAST_BYTES {
-            return Err(SendError::Full);
-        }
-        waiting.cast_bytes += cast.message.len();
-        waiting.casts.push_back(cast);
-        wake(waiting);
-        Ok(())
     }
 
     /// Queues a parcel for a peer.
@@ -211,23 +179,6 @@ impl Outbox {
         Ok(())
     }
 
-    /// The next datagram.
-    pub(crate) fn next_cast(&self) -> Option<Cast> {
-        let mut waiting = self.lock();
-        let cast = waiting.casts.pop_front()?;
-        waiting.cast_bytes -= cast.message.len();
-        Some(cast)
-    }
-
-    /// Gives a datagram back that did not leave in this turn.
-    pub(crate) fn put_back(&self, cast: Cast) {
-        let mut waiting = self.lock();
-        if !waiting.closed {
-            waiting.cast_bytes += cast.message.len();
-            waiting.casts.push_front(cast);
-        }
-    }
-
     /// A lane that wants a task; the caller runs one.
     pub(crate) fn next_lane(self: &Arc<Self>) -> Option<Run> {
         let mut waiting = self.lock();
@@ -241,17 +192,17 @@ impl Outbox {
     /// Parcels that wait.
     pub(crate) fn len(&self) -> usize {
         let waiting = self.lock();
-        waiting.casts.len() + waiting.lanes.values().map(|lane| lane.parcels.len()).sum::<usize>()
+        waiting.lanes.values().map(|lane| lane.parcels.len()).sum::<usize>()
     }
 
-    /// Whether there is something to do: a datagram, or a lane if there is `room` for its stream.
+    /// Whether there is something to do: a lane, if there is `room` for its stream.
     pub(crate) fn is_ready(&self, room: bool, waker: &Waker) -> bool {
         let mut waiting = self.lock();
         match &mut waiting.waker {
             Some(known) => known.clone_from(waker),
             none => *none = Some(waker.clone()),
         }
-        !waiting.casts.is_empty() || (room && !waiting.idle.is_empty())
+        room && !waiting.idle.is_empty()
     }
 
     /// Drops what need not be sent any more.
@@ -273,7 +224,7 @@ impl Outbox {
     pub(crate) fn close(&self) {
         let mut waiting = self.lock();
         waiting.closed = true;
-        let rest = (std::mem::take(&mut waiting.casts), std::mem::take(&mut waiting.lanes));
+        let rest = std::mem::take(&mut waiting.lanes);
         waiting.idle.clear();
         drop(waiting);
         drop(rest);
@@ -371,10 +322,6 @@ mod tests {
         (Parcel { address, bytes: Bytes::from_static(bytes), fate: Fate::One(reply) }, fate)
     }
 
-    fn cast() -> Cast {
-        Cast { to: "127.0.0.1:1".parse().unwrap(), run: 0, message: Bytes::new() }
-    }
-
     #[test]
     fn a_lane_is_emptied_in_order_by_one_task_at_a_time() {
         let outbox = outbox();
@@ -411,7 +358,6 @@ mod tests {
         outbox.close();
         assert!(matches!(fate.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
         assert_eq!(outbox.send(&id("a"), parcel(b"x").0).map_err(|(e, _)| e), Err(SendError::Stopped));
-        assert_eq!(outbox.cast(cast()), Err(SendError::Stopped));
     }
 
     #[test]
@@ -449,14 +395,11 @@ mod tests {
     }
 
     #[test]
-    fn without_room_for_a_stream_only_datagrams_are_something_to_do() {
+    fn without_room_for_a_stream_there_is_nothing_to_do() {
         let outbox = outbox();
         let waker = Waker::noop();
         assert!(!outbox.is_ready(true, waker));
         assert!(outbox.send(&id("a"), parcel(b"1").0).is_ok());
         assert_eq!([outbox.is_ready(false, waker), outbox.is_ready(true, waker)], [false, true]);
-        outbox.cast(cast()).unwrap();
-        assert!(outbox.is_ready(false, waker));
-        assert!(outbox.next_cast().is_some() && outbox.next_cast().is_none());
     }
 }

@@ -1,7 +1,6 @@
 //! One other member, and what can be sent to it.
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -14,18 +13,17 @@ use std::{
 use bytes::Bytes;
 use memberlist_protocol::{
     member::{Member, NodeId},
-    wire::{
-        codec,
-        message::{Address, Direct, Message},
-    },
+    wire::message::Address,
 };
 use tokio::sync::oneshot;
 
 use crate::{
+    casts::Target,
     errors::{AskError, Cause, NotSent, SendError},
     handle::Handle,
-    outbox::{Cast, Fate, Parcel},
+    outbox::{Fate, Parcel},
     ring::Doors,
+    typed::{self, PeerMessage},
 };
 
 /// Another member. It does not keep the node running, and may outlive the member: then sending is an error.
@@ -56,7 +54,7 @@ impl Peer {
         present(self.handle.doors(), &self.id)
     }
 
-    /// Sends bytes in one datagram, to its handlers of users' bytes
+    /// Sends bytes in a datagram, to its handlers of users' bytes
     /// ([`Cluster::serve_bytes`](crate::Cluster::serve_bytes)): at most once, in no order, perhaps never.
     /// memberlist's `SendBestEffort`.
     ///
@@ -64,9 +62,35 @@ impl Peer {
     /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Gone`] when the member is not
     /// there any more, [`SendError::Full`], [`SendError::Stopped`].
     pub fn cast_bytes(&self, bytes: Bytes) -> Result<(), SendError> {
-        let member = self.member().ok_or_else(|| gone(self.handle.doors()))?;
+        self.datagram("", &bytes)
+    }
+
+    /// Sends a message in a datagram, to its handlers there: at most once, in no order, perhaps never. It never
+    /// waits. Small messages that are sent shortly after each other share a packet.
+    ///
+    /// # Errors
+    /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Encode`] when serde cannot write it, [`SendError::Gone`] when the member is not there any more,
+    /// [`SendError::Full`] when messages come faster than they leave, [`SendError::Stopped`]. It has not been sent
+    /// then.
+    pub fn cast<M: PeerMessage>(&self, msg: &M) -> Result<(), SendError> {
+        typed::encode_in(msg, |bytes| match self.datagram(M::KIND, bytes) {
+            // THE LINK GOES HERE: what no datagram has room for is to be sent over it.
+            Err(SendError::TooLarge { len, max }) => Err(SendError::TooLarge { len, max }),
+            sent => sent,
+        })?
+    }
+
+    fn datagram(&self, kind: &str, bytes: &[u8]) -> Result<(), SendError> {
         let doors = self.handle.doors();
-        doors.outbox.cast(datagram(doors, member.addr, Some(self.id.clone()), bytes)?)
+        let addr = match present(doors, &self.id) {
+            Some(member) => member.addr,
+            None => return Err(gone(doors)),
+        };
+        if !doors.config.allows(addr.ip()) {
+            return Err(SendError::NotAllowed(addr));
+        }
+        let to = Target { addr, id: Some(self.id.clone()), run: self.id.run() };
+        doors.casts.push(&to, kind, bytes, doors.max_broadcast.load(Relaxed))
     }
 
     /// Sends bytes over a stream, in the order of the calls, and tells what has become of them. After one that
@@ -112,36 +136,6 @@ pub(crate) fn present(doors: &Doors, id: &NodeId) -> Option<Arc<Member>> {
 
 fn gone(doors: &Doors) -> SendError {
     if *doors.closing.borrow() { SendError::Stopped } else { SendError::Gone }
-}
-
-/// A datagram of a user.
-pub(crate) fn datagram(
-    doors: &Doors,
-    addr: SocketAddr,
-    to: Option<NodeId>,
-    bytes: Bytes,
-) -> Result<Cast, SendError> {
-    if !doors.config.allows(addr.ip()) {
-        return Err(SendError::NotAllowed(addr));
-    }
-    let from = doors.view.borrow().local().id.clone();
-    let (len, max) = (bytes.len(), doors.max_broadcast.load(Relaxed));
-    let run = to.as_ref().map_or(NodeId::ANY_RUN, NodeId::run);
-    let message = Message::Direct(Direct { from, to, bytes });
-    // Around the bytes there are their length, two names and two runs.
-    let encoded = if len > max { None } else { codec::encoded(&message, usize::MAX).ok() };
-    match encoded {
-        Some(encoded) if encoded.len() <= max => Ok(Cast { to: addr, run, message: encoded }),
-        _ => {
-            let empty = match message {
-                Message::Direct(direct) => Message::Direct(Direct { bytes: Bytes::new(), ..direct }),
-                other => other,
-            };
-            // Three bytes for the length of any message that a datagram has room for.
-            let around = codec::encoded(&empty, usize::MAX).map_or(0, |bytes| bytes.len()) + 2;
-            Err(SendError::TooLarge { len, max: max.saturating_sub(around) })
-        }
-    }
 }
 
 /// What becomes of something that was taken.

@@ -23,6 +23,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::watch;
 
 use crate::{
+    casts::Casts,
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
     keyring::{Admission, Admitted},
@@ -69,7 +70,9 @@ pub(crate) struct Doors {
     /// Chance for what may run on any thread.
     pub(crate) chance: Mutex<Xoshiro256PlusPlus>,
     pub(crate) hooks: Hooks,
-    /// What users send to single nodes.
+    /// What users send to single nodes in datagrams.
+    pub(crate) casts: Casts,
+    /// What they send to them over streams.
     pub(crate) outbox: Arc<Outbox>,
     /// Memory for what is being read from streams, in KiB.
     pub(crate) bodies: tokio::sync::Semaphore,
@@ -115,6 +118,7 @@ impl Doors {
             ping_payload: Mutex::default(),
             questions: Mutex::default(),
             listeners: 0.into(),
+            casts: Casts::new(view.local().name()),
             view: watch::Sender::new(view),
             node_events: Arc::default(),
             broadcasts_queued: 0.into(),
@@ -175,6 +179,7 @@ impl Doors {
         self.queue.close();
         self.transport.close();
         self.delegates.close();
+        self.casts.close();
         self.outbox.close();
         let waiting = std::mem::take(&mut *self.questions());
         drop(waiting);
@@ -201,7 +206,7 @@ impl Doors {
             (crate::messages::DELEGATES, of(&self.delegates)),
         ]
         .into();
-        metrics.user_messages_waiting = self.outbox.len() as u64;
+        metrics.user_messages_waiting = (self.casts.len() + self.outbox.len()) as u64;
         let view = self.view.borrow().clone();
         let states = [MemberState::Alive, MemberState::Suspect, MemberState::Dead, MemberState::Left];
         let names = ["alive", "suspect", "dead", "left"];

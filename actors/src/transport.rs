@@ -23,12 +23,14 @@ use memberlist_protocol::{
     probe::{self, Unheard},
     wire::{
         WireError, codec,
-        frame::{PART_OVERHEAD, Packer, Parts},
+        frame::Parts,
         guard::Unwrapped,
         message::{Direct, Message},
     },
 };
 use tokio::time::Instant;
+
+use sending::Outgoing;
 
 use crate::{
     errors::JoinError,
@@ -37,7 +39,6 @@ use crate::{
     logs::{self, Line, say},
     messages::{TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
-    outbox::Cast,
     parcels,
     ring::{Shared, now},
     rollout,
@@ -46,11 +47,15 @@ use crate::{
     supervisor::Child,
 };
 
+mod sending;
+
 /// Datagrams that are taken from the network in one turn. What waits longer waits in the kernel.
 const RECEIVED_PER_TURN: usize = 64;
 
-/// Packets of users that leave in one turn.
-const CASTS_PER_TURN: usize = 32;
+/// Users' messages that are taken in one turn, or a packet's more: far fewer than a handler's queue has room for, so
+/// that it can be emptied in between.
+const MESSAGES_PER_TURN: usize = 256;
+
 /// Streams from outside the networks allowed that are closed in a row, before others have a turn.
 const SHUT_OUT_PER_TURN: usize = 64;
 
@@ -75,6 +80,7 @@ thread_local! {
 pub(crate) struct Kept {
     accepted: VecDeque<Accepted>,
     pub(crate) open: Rc<Open>,
+    outgoing: Outgoing,
     /// After errors on reading datagrams.
     reading: Pause,
     /// After errors on accepting streams: datagrams are read all the same.
@@ -88,6 +94,7 @@ impl Kept {
         Self {
             accepted: VecDeque::new(),
             open: Open::new(&ring.config, ring.bodies_of_source()),
+            outgoing: Outgoing::default(),
             reading: Pause::default(),
             accepting: Pause::default(),
             strangers: Bucket::new(ring.config.max_stranger_answers),
@@ -218,11 +225,13 @@ pub(crate) struct Transport {
     ring: Shared,
     kept: Rc<RefCell<Kept>>,
     alarm: Alarm,
+    /// Users' messages that were taken in this turn.
+    messages: Cell<usize>,
 }
 
 impl Transport {
     pub(crate) fn new(ring: Shared, kept: Rc<RefCell<Kept>>) -> Self {
-        Self { ring, kept, alarm: Alarm::default() }
+        Self { ring, kept, alarm: Alarm::default(), messages: Cell::new(0) }
     }
 
     fn hear(&self, item: ToTransport) {
@@ -303,76 +312,6 @@ impl Transport {
         permit
     }
 
-    /// Sends a packet with this body, for that run if it is known. Says whether the network took it.
-    fn send(&self, to: SocketAddr, run: u64, body: &[u8], report: Option<u32>) -> bool {
-        OUT.with_borrow_mut(|out| {
-            let run = (run != NodeId::ANY_RUN).then_some(run);
-            let wrapped = self.ring.guard().wrap(self.ring.run(), run, body, out);
-            if let Err(error) = wrapped {
-                self.ring.counters.drop(error);
-                return false;
-            }
-            self.send_bytes(to, out, report)
-        })
-    }
-
-    fn send_bytes(&self, to: SocketAddr, bytes: &[u8], report: Option<u32>) -> bool {
-        let counters = &self.ring.counters;
-        match self.ring.endpoint.try_send(bytes, to) {
-            Ok(()) => {
-                up(&counters.packets_sent);
-                counters.bytes_sent.fetch_add(bytes.len() as u64, Relaxed);
-                true
-            }
-            Err(error) => {
-                let full = error.kind() == io::ErrorKind::WouldBlock;
-                counters.drop(if full { Lost::WouldBlock } else { Lost::SendFailed });
-                if full {
-                    say!(self.ring, Line::WouldBlock, debug, %to, "packet not sent: the network takes no more just now");
-                } else {
-                    let len = bytes.len();
-                    say!(self.ring, Line::NotSent, warn, %to, %error, len, "packet not sent");
-                }
-                if let Some(seq) = report {
-                    self.ring.command(self.ring.detector_inbox(), ToDetector::SendFailed { seq });
-                }
-                false
-            }
-        }
-    }
-
-    /// Sends what users have to say in datagrams, as much as one turn has time for. Messages for one address
-    /// that follow each other share a packet.
-    fn send_casts(&self) {
-        let ring = &self.ring;
-        let mut next = ring.outbox.next_cast();
-        if next.is_none() {
-            return;
-        }
-        let (mut buf, size) = (Vec::new(), ring.config.udp_buffer_size - ring.guard().overhead());
-        for _ in 0..CASTS_PER_TURN {
-            let Some(Cast { to, run, message }) = next.take() else { return };
-            buf.resize(size, 0);
-            let mut packer = Packer::body(&mut buf);
-            if !packer.push_encoded(&message) {
-                ring.counters.drop(Lost::NoRoom);
-            }
-            next = ring.outbox.next_cast();
-            while let Some(Cast { message, .. }) = next.take_if(|next| {
-                (next.to, next.run) == (to, run) && packer.room() >= PART_OVERHEAD + next.message.len()
-            }) {
-                packer.push_encoded(&message);
-                next = ring.outbox.next_cast();
-            }
-            if let Some(packet) = packer.finish() {
-                self.send(to, run, &packet, None);
-            }
-        }
-        if let Some(cast) = next {
-            ring.outbox.put_back(cast);
-        }
-    }
-
     /// Runs a task for each peer for which users' bytes wait, while there is room for its stream.
     fn run_lanes(&self) {
         loop {
@@ -387,7 +326,11 @@ impl Transport {
     }
 
     fn receive_some(&self) {
+        self.messages.set(0);
         for _ in 0..RECEIVED_PER_TURN {
+            if self.messages.get() >= MESSAGES_PER_TURN {
+                return;
+            }
             let received = BUFFER.with_borrow_mut(|buffer| match self.ring.endpoint.try_recv(buffer) {
                 Ok((len, from)) => {
                     self.kept.borrow_mut().reading.end();
@@ -512,7 +455,10 @@ impl Transport {
             Message::Dead(m) if self.is_about_self(&m.id) => self.accused(m.incarnation, ToState::Dead(m)),
             Message::Dead(m) => ring.news(&ring.state, ToState::Dead(m)),
             Message::User(m) => ring.news(&ring.delegates, ToDelegates::User(m)),
-            Message::Direct(message) => ring.news(&ring.delegates, ToDelegates::Direct { message, from }),
+            Message::Direct(message) => {
+                self.messages.set(self.messages.get() + message.parts.parts().count());
+                ring.news(&ring.delegates, ToDelegates::Direct { message, from });
+            }
         }
         Ok(())
     }
@@ -615,8 +561,10 @@ impl Transport {
             kept.open.crowded.set(!kept.open.has_room(Use::Served, kept.accepted.len()));
             ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
             *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
+            let open = kept.outgoing.is_open(&*endpoint, cx);
+            let casts = open && (kept.outgoing.holds() || ring.casts.is_ready(cx.waker()));
             let users = ring.outbox.is_ready(kept.open.has_room(Use::Lane, 0), cx.waker());
-            readable || users || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
+            readable || casts || users || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
         })
     }
 }
@@ -650,6 +598,7 @@ impl Child for Transport {
 
 impl StreamHandler<inbox::Turn> for Transport {
     fn handle(&mut self, _: inbox::Turn, _: &mut Context<Self>) {
+        self.send_held();
         self.ring.turn(TRANSPORT, &self.ring.transport, |item| self.hear(item));
         self.ring.hooks.strike(TRANSPORT, "outbox");
         self.send_casts();

@@ -1,8 +1,13 @@
 //! Messages of the program's own types, between nodes.
 
+use std::cell::Cell;
+
 use actix::Message;
 use bytes::Bytes;
-use memberlist_protocol::{member::NodeId, wire::codec};
+use memberlist_protocol::{
+    member::NodeId,
+    wire::{bundle::MAX_KIND, codec},
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::errors::SendError;
@@ -68,13 +73,34 @@ impl<M: PeerMessage> Message for FromPeer<M> {
     type Result = M::Result;
 }
 
-/// Longest [`PeerMessage::KIND`], in bytes.
-pub(crate) const MAX_KIND: usize = 64;
-
 /// A message as bytes.
 pub(crate) fn encode<M: PeerMessage>(msg: &M) -> Result<Bytes, SendError> {
-    const { assert!(!M::KIND.is_empty() && M::KIND.len() <= MAX_KIND, "a KIND has 1 to 64 bytes") };
+    check_kind::<M>();
     let mut bytes = Vec::new();
     codec::encode_payload(msg, &mut bytes).map_err(SendError::Encode)?;
     Ok(bytes.into())
+}
+
+const fn check_kind<M: PeerMessage>() {
+    const { assert!(!M::KIND.is_empty() && M::KIND.len() <= MAX_KIND, "a KIND has 1 to 64 bytes") };
+}
+
+/// Memory that a thread keeps for the next message.
+const KEPT: usize = 16 << 10;
+
+thread_local! {
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Shows `then` a message as bytes, which lie in memory that is used again.
+pub(crate) fn encode_in<M: PeerMessage, T>(msg: &M, then: impl FnOnce(&[u8]) -> T) -> Result<T, SendError> {
+    check_kind::<M>();
+    // A `Serialize` that sends something itself finds another buffer.
+    let mut bytes = BUFFER.try_with(Cell::take).unwrap_or_default();
+    bytes.clear();
+    let result = codec::encode_payload(msg, &mut bytes).map_err(SendError::Encode).map(|()| then(&bytes));
+    if bytes.capacity() <= KEPT {
+        let _ = BUFFER.try_with(|buffer| buffer.set(bytes));
+    }
+    result
 }

@@ -132,7 +132,7 @@ fn golden_bytes_of_users_streams() {
     let broadcast = codec::encode_address(&Address::Broadcast { origin: id("a"), id: 9 });
     assert_eq!(hex(&broadcast), golden("01_0161RUN_09"));
     let receipts = [Receipt::Taken, Receipt::NoHandler, Receipt::Busy, Receipt::NotMe, Receipt::Undecodable];
-    assert_eq!(receipts.map(codec::encode_receipt), [0, 1, 2, 3]);
+    assert_eq!(receipts.map(codec::encode_receipt), [0, 1, 2, 3, 4]);
     let open = Envelope::new("").unwrap().open_stream(StreamKind::User);
     assert_eq!(hex(&open), "b10003");
 }
