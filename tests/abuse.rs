@@ -115,7 +115,15 @@ fn each_kind(from: &NodeId, here: &Member, peer: &Member) -> Vec<(&'static str, 
         ("dead of nobody", dead(&nobody, 1)),
         ("dead of another run", dead(&NodeId::new(here.id.shared_name().clone(), 9), 1)),
         ("old dead", dead(&peer.id, 0)),
-        ("user", Message::User(UserBroadcast { origin: nobody.clone(), id: 7, bytes: Bytes::new() })),
+        (
+            "user",
+            Message::User(UserBroadcast {
+                origin: nobody.clone(),
+                id: 7,
+                kind: "".into(),
+                bytes: Bytes::new(),
+            }),
+        ),
         ("direct", Message::Direct(Direct { from: nobody, to: None, parts: Bundle::of("", b"") })),
     ]
 }

@@ -176,7 +176,7 @@ impl Cast {
     }
 
     fn user(&self, id: u64, bytes: impl Into<Bytes>) -> Message {
-        Message::User(UserBroadcast { origin: self.from.clone(), id, bytes: bytes.into() })
+        Message::User(UserBroadcast { origin: self.from.clone(), id, kind: "".into(), bytes: bytes.into() })
     }
 
     /// One message of each kind.
@@ -379,6 +379,7 @@ fn no_datagram_makes_a_decoder_panic_or_allocate_more_than_256_kib() {
         Message::User(UserBroadcast {
             origin: cast.from.clone(),
             id: u64::MAX,
+            kind: "".into(),
             bytes: vec![0; MAX_DATAGRAM / MAX_PARTS].into(),
         }),
     ]);

@@ -71,7 +71,12 @@ fn messages(about: &NodeId, bytes: usize) -> Vec<Message> {
             confirmed_by: Vec::new(),
             evidence: Evidence::Hearsay,
         }),
-        Message::User(UserBroadcast { origin: from, id: 9, bytes: b"news; ".repeat(bytes / 6).into() }),
+        Message::User(UserBroadcast {
+            origin: from,
+            id: 9,
+            kind: "".into(),
+            bytes: b"news; ".repeat(bytes / 6).into(),
+        }),
     ]
 }
 

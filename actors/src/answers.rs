@@ -36,6 +36,11 @@ impl Answer {
             to.answer(self.question, answered);
         }
     }
+
+    /// Ends the duty without a word: the asker learns from the receipt what has become of its question.
+    pub(crate) fn waive(mut self) {
+        self.to = None;
+    }
 }
 
 impl Drop for Answer {

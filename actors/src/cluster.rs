@@ -44,15 +44,17 @@ use crate::{
     questions::{Merge, SharedState, Sharing},
     ring::Doors,
     rollout::{self, Rollout},
+    routes::Serving,
+    typed::{self, FromPeer, PeerMessage},
 };
 
-/// Messages that wait for one handler of users' bytes.
+/// States that wait to be merged.
 const HANDLER_QUEUE: usize = 1024;
 
 /// Bytes of a broadcast's name and of those that it replaces, one more for each.
 const MAX_NAMES: usize = 4096;
 
-/// Bytes that wait for one handler of users' bytes.
+/// Bytes of those, and of answered probes that wait for one subscriber.
 const HANDLER_BYTES: usize = 4 << 20;
 
 /// A node of a cluster, and what it knows of the others. Clones are the same node; when the last one is
@@ -431,20 +433,52 @@ impl Cluster {
         EventStream(stream)
     }
 
-    /// Sends an actor the bytes that users of other nodes broadcast, or send to this node. It may have 1,024 messages or 4 MiB
-    /// waiting; beyond that the newest are dropped and counted. Several handlers get each message
-    /// each.
+    /// Sends an actor the messages of one type that other nodes' programs send to this node, ask it or broadcast; each
+    /// result goes back to whoever has asked. For each [`KIND`](PeerMessage::KIND) there is one actor, also if some
+    /// are served with [`serve_from`](Cluster::serve_from): a later one takes the place of an earlier one, which
+    /// still gets what waits for it, but nothing that comes after. If the later one's subscription ends, nobody
+    /// serves the KIND.
+    ///
+    /// 1,024 messages or 4 MiB may wait for the actor, and 64 or 4 MiB be in its mailbox, whatever the
+    /// capacity of that is; beyond that they are refused, counted as
+    /// `memberlist_dropped{reason="handler_busy"}`, and their senders told. However slow the actor is, neither the
+    /// node nor other handlers wait for it.
+    ///
+    /// Each message is handled at most once, in the order in which one peer has sent them on one
+    /// [`Lane`](crate::Lane). One whose handler panics is lost, and so is what waits when the actor stops; whoever has
+    /// asked something gets [`AskError::HandlerGone`].
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn serve<M: PeerMessage>(&self, to: Recipient<M>) -> Result<Subscription, Stopped> {
+        typed::check::<M>();
+        self.open(|number| Serving::typed(number, to))
+    }
+
+    /// The same for an actor that wants to know who sends: each message comes as a [`FromPeer`]. The sender of a
+    /// broadcast is who has broadcast it first.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn serve_from<M: PeerMessage>(&self, to: Recipient<FromPeer<M>>) -> Result<Subscription, Stopped> {
+        typed::check::<M>();
+        self.open(|number| Serving::from_peer(number, to))
+    }
+
+    /// Sends an actor the bytes that users of other nodes broadcast, or send to this node: those without a type.
+    /// 1,024 messages or 4 MiB may wait for it, and 64 or 4 MiB be in its mailbox; beyond that the newest are
+    /// dropped and counted. Several handlers get each message each.
     ///
     /// # Errors
     /// [`Stopped`].
     pub fn serve_bytes(&self, to: Recipient<UserBytes>) -> Result<Subscription, Stopped> {
+        self.open(|number| Serving::bytes(number, to))
+    }
+
+    fn open(&self, serving: impl FnOnce(u64) -> Serving) -> Result<Subscription, Stopped> {
         let doors = self.doors();
-        let queue = Queue::new(HANDLER_QUEUE, HANDLER_BYTES, Overflow::Refuse);
         let number = doors.number();
-        let pump: Pump =
-            Box::pin(pump::pump(queue.clone(), to, doors.clone(), |m: &UserBytes| m.bytes.len()));
-        let serving = Subscribing { number, queue: Some(queue), replay: Replay::None, pump: Some(pump) };
-        doors.delegates.insist(ToDelegates::Serve(serving)).map_err(|_| Stopped)?;
+        doors.delegates.insist(ToDelegates::Serve(serving(number))).map_err(|_| Stopped)?;
         Ok(Subscription::new(number, Of::Delegates(Arc::downgrade(&doors.delegates))))
     }
 
@@ -516,9 +550,22 @@ impl Cluster {
     /// is to go by gossip and no packet has room for it, or its names take too much; [`SendError::Full`] when the node has too much
     /// to do, [`SendError::Stopped`].
     pub fn broadcast_bytes(&self, b: Broadcast) -> Result<Spread, SendError> {
+        self.spread("", b)
+    }
+
+    /// The same with a message of a type, for the handlers of its KIND ([`Cluster::serve`]). Its
+    /// [`LANE`](PeerMessage::LANE) does not matter, nor does any newer one replace it.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::broadcast_bytes`], and [`SendError::Encode`].
+    pub fn broadcast<M: PeerMessage<Result = ()>>(&self, msg: &M) -> Result<Spread, SendError> {
+        self.spread(M::KIND, Broadcast::new(typed::encode(msg)?))
+    }
+
+    fn spread(&self, kind: &'static str, b: Broadcast) -> Result<Spread, SendError> {
         let doors = self.doors();
         let origin = self.view().local().id.clone();
-        let message = UserBroadcast { origin, id: doors.number(), bytes: b.bytes };
+        let message = UserBroadcast { origin, id: doors.number(), kind: kind.into(), bytes: b.bytes };
         let names = b.name.iter().chain(&b.replaces).map(|name| name.len() + 1).sum();
         if names > MAX_NAMES {
             return Err(SendError::TooLarge { len: names, max: MAX_NAMES });

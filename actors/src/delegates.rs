@@ -18,13 +18,13 @@ use memberlist_protocol::{
     seen::{Seen, Standing},
     view::View,
     wire::{
-        message::{Address, Direct, Receipt, UserBroadcast},
+        message::{Address, Receipt, UserBroadcast},
         shared,
     },
 };
 
 use crate::{
-    events::{MemberEvent, Pinged, Replay, Sender, UserBytes},
+    events::{MemberEvent, Pinged, Replay, Sender},
     inbox::{Alarm, Turn, Turns},
     join::all,
     logs::{self, Line, say},
@@ -34,6 +34,7 @@ use crate::{
     pump::{Queue, Subscribing},
     questions::{self, Admit, Export, Merge, Sharing},
     ring::Shared,
+    routes::Arrived,
     supervisor::Child,
 };
 
@@ -43,7 +44,6 @@ const FORMER: usize = 16;
 /// What survives a restart.
 pub(crate) struct Kept {
     subscribers: Vec<(u64, Arc<Queue<MemberEvent>>)>,
-    servers: Vec<(u64, Arc<Queue<UserBytes>>)>,
     /// Who is asked about newcomers.
     gate: Option<Recipient<Admit>>,
     /// Each question that is open holds one of these.
@@ -61,7 +61,6 @@ impl Kept {
     pub(crate) fn new(view: View, gate: Option<Recipient<Admit>>) -> Self {
         Self {
             subscribers: Vec::new(),
-            servers: Vec::new(),
             gate,
             asking: Rc::default(),
             shares: Vec::new(),
@@ -75,9 +74,6 @@ impl Kept {
     /// Lets the subscribers take what waits for them, and then end.
     pub(crate) fn close(&mut self) {
         for (_, queue) in self.subscribers.drain(..) {
-            queue.close();
-        }
-        for (_, queue) in self.servers.drain(..) {
             queue.close();
         }
         self.shares.clear();
@@ -116,18 +112,8 @@ impl Delegates {
             ToDelegates::Events { changes, view } => self.tell(&changes, view),
             ToDelegates::User(message) => {
                 if let Some(message) = self.unseen(message) {
-                    self.serve(self.origin(&message.origin), &message.bytes, false);
+                    self.broadcast(&message, false);
                     self.ring.news(&self.ring.queue, ToQueue::Forward(message));
-                }
-            }
-            ToDelegates::Direct { message: Direct { from, to, parts }, from: addr } => {
-                if to.is_none_or(|to| self.is_local(&to)) {
-                    let from = self.sender(from, addr);
-                    for (_, bytes) in parts.parts() {
-                        self.serve(from.clone(), &bytes, false);
-                    }
-                } else {
-                    self.ring.counters.drop(Lost::NotForUs);
                 }
             }
             ToDelegates::Deliver { address, bytes, from, reply } => {
@@ -138,12 +124,7 @@ impl Delegates {
             ToDelegates::MergeShared { from, joining, shared } => self.merge(&from, joining, shared),
             ToDelegates::Share(sharing) => self.share(sharing),
             ToDelegates::Subscribe(subscribing) => self.subscribe(subscribing),
-            ToDelegates::Serve(mut serving) => {
-                if let Some(queue) = serving.queue.take() {
-                    self.kept.borrow_mut().servers.push((serving.number, queue));
-                }
-                self.run(serving.pump.take());
-            }
+            ToDelegates::Serve(serving) => serving.open(&self.ring),
             ToDelegates::Listen(mut listening) => {
                 if let Some(queue) = listening.queue.take() {
                     self.kept.borrow_mut().listeners.push((listening.number, queue));
@@ -157,12 +138,12 @@ impl Delegates {
             ToDelegates::Unsubscribe { number } => {
                 let mut kept = self.kept.borrow_mut();
                 retain_others(&mut kept.subscribers, number);
-                retain_others(&mut kept.servers, number);
                 kept.shares.retain(|share| share.number != number);
                 self.ring.shares.store(kept.shares.len(), Relaxed);
                 retain_others(&mut kept.listeners, number);
                 drop(kept);
                 self.count_listeners();
+                self.ring.routes.remove(number);
             }
         }
     }
@@ -281,24 +262,13 @@ impl Delegates {
         }
     }
 
-    /// Gives bytes to the handlers.
-    fn serve(&self, from: Sender, bytes: &Bytes, reliable: bool) -> Receipt {
-        let mut kept = self.kept.borrow_mut();
-        kept.servers.retain(|(_, queue)| !queue.is_closed());
-        if kept.servers.is_empty() {
-            self.ring.counters.drop(Lost::NoHandler);
-            return Receipt::NoHandler;
-        }
-        let mut receipt = Receipt::Busy;
-        for (_, queue) in &kept.servers {
-            if queue.push(UserBytes::new(from.clone(), bytes.clone(), reliable), bytes.len()) {
-                receipt = Receipt::Taken;
-            } else {
-                self.ring.counters.drop(Lost::HandlerBusy);
-                say!(self.ring, Line::HandlerBusy, warn, "a handler of users' bytes is slow: it misses some");
-            }
-        }
-        receipt
+    /// Gives a message to its handlers.
+    fn serve(&self, from: &Sender, kind: &str, bytes: Bytes, reliable: bool) -> Receipt {
+        self.ring.routes.deliver(&self.ring, Arrived { from, kind, bytes, reliable, answer: None })
+    }
+
+    fn broadcast(&self, message: &UserBroadcast, reliable: bool) -> Receipt {
+        self.serve(&self.origin(&message.origin), &message.kind, message.bytes.clone(), reliable)
     }
 
     fn deliver(&self, address: Address, bytes: Bytes, from: SocketAddr) -> Receipt {
@@ -307,12 +277,14 @@ impl Delegates {
                 self.ring.counters.drop(Lost::NotForUs);
                 Receipt::NotMe
             }
-            Address::Direct { from: claimed, .. } => self.serve(self.sender(claimed, from), &bytes, true),
+            Address::Direct { from: claimed, .. } => self.serve(&self.sender(claimed, from), "", bytes, true),
             // Its origin sends it to each member itself.
-            Address::Broadcast { origin, id } => match self.unseen(UserBroadcast { origin, id, bytes }) {
-                Some(message) => self.serve(self.origin(&message.origin), &message.bytes, true),
-                None => Receipt::Taken,
-            },
+            Address::Broadcast { origin, id, kind } => {
+                match self.unseen(UserBroadcast { origin, id, kind, bytes }) {
+                    Some(message) => self.broadcast(&message, true),
+                    None => Receipt::Taken,
+                }
+            }
         }
     }
 

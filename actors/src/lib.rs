@@ -74,6 +74,7 @@ mod rejoin;
 mod resolve;
 mod ring;
 mod rollout;
+mod routes;
 mod sources;
 mod state;
 pub mod store;

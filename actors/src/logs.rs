@@ -79,8 +79,10 @@ pub(crate) enum Line {
     NoRoom,
     /// A subscriber that lagged behind.
     Lagged,
-    /// A handler of users' bytes that lagged behind.
+    /// A handler of users' messages that lagged behind.
     HandlerBusy,
+    /// A user's message that its handler cannot read.
+    Undecodable,
     /// A question that the application did not answer.
     Unanswered,
     /// A shared state that has no room.
@@ -120,7 +122,7 @@ pub(crate) enum Line {
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 36] = [
+const PLAIN: [(Line, Level, &str); 37] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
@@ -138,7 +140,8 @@ const PLAIN: [(Line, Level, &str); 36] = [
     (Line::Pruned, Level::WARN, "broadcasts that had to make room"),
     (Line::NoRoom, Level::WARN, "messages that no packet has room for"),
     (Line::Lagged, Level::WARN, "events that a subscriber missed"),
-    (Line::HandlerBusy, Level::WARN, "broadcasts that a handler missed"),
+    (Line::HandlerBusy, Level::WARN, "messages that a handler missed"),
+    (Line::Undecodable, Level::WARN, "messages that their handler cannot read"),
     (Line::Unanswered, Level::WARN, "questions that the application did not answer"),
     (Line::Unshared, Level::WARN, "shared states without room"),
     (Line::Vetoed, Level::INFO, "newcomers that the application did not let in"),

@@ -11,8 +11,7 @@ use memberlist_protocol::{
     view::View,
     wire::{
         message::{
-            Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Receipt, Suspect,
-            UserBroadcast,
+            Ack, Address, Alive, Dead, IndirectPing, Message, Nack, Ping, Receipt, Suspect, UserBroadcast,
         },
         order::{Order, Standing},
         state::{OwnBytes, Refusal, State},
@@ -24,10 +23,11 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     casts::Cast,
     errors::{AskError, JoinError, NotSent, UpdateError},
-    events::{MemberEvent, Pinged, UserBytes},
+    events::{MemberEvent, Pinged},
     inbox::Item,
     pump::{Pump, Subscribing},
     questions::{Admit, Sharing},
+    routes::Serving,
 };
 
 /// Where an answer goes. When it is dropped, whoever waits gets an error.
@@ -219,7 +219,7 @@ impl Item for ToQueue {
     fn weight(&self) -> usize {
         match self {
             Self::News { bytes, .. } => bytes.len(),
-            Self::Forward(m) => m.bytes.len(),
+            Self::Forward(m) => m.kind.len() + m.bytes.len(),
             _ => 0,
         }
     }
@@ -265,8 +265,6 @@ pub(crate) enum ToDelegates {
     Events { changes: Vec<(u64, Change)>, view: View },
     /// From Transport: a user's broadcast.
     User(UserBroadcast),
-    /// From Transport: users' messages for this node alone.
-    Direct { message: Direct, from: SocketAddr },
     /// From a stream: a user's bytes, or a broadcast that is too large for gossip.
     Deliver { address: Address, bytes: Bytes, from: SocketAddr, reply: Reply<Receipt> },
     /// From NodeState and streams: ask the application whether somebody may in.
@@ -279,8 +277,8 @@ pub(crate) enum ToDelegates {
     Share(Sharing),
     /// From the handle: somebody wants events.
     Subscribe(Subscribing<MemberEvent>),
-    /// From the handle: somebody wants users' bytes.
-    Serve(Subscribing<UserBytes>),
+    /// From the handle: somebody wants users' messages.
+    Serve(Serving),
     /// From the handle: somebody wants to know of answered probes.
     Listen(Subscribing<Pinged>),
     /// From FailureDetector, if somebody wants to know: a member has answered.
@@ -297,7 +295,6 @@ impl Item for ToDelegates {
     kinds!(ToDelegates {
         Events {} => "events",
         User(_) => "user",
-        Direct {} => "direct",
         Deliver {} => "deliver",
         Admit {} => "admit",
         Export {} => "export",
@@ -314,8 +311,7 @@ impl Item for ToDelegates {
 
     fn weight(&self) -> usize {
         match self {
-            Self::User(m) => m.bytes.len(),
-            Self::Direct { message, .. } => message.parts.as_bytes().len(),
+            Self::User(m) => m.kind.len() + m.bytes.len(),
             _ => 0,
         }
     }

@@ -42,6 +42,7 @@ use crate::{
     rejoin::{self, Notes},
     resolve::Resolver,
     ring::{Doors, Ring, Shared, now},
+    routes::Routes,
     state::{self, NodeState},
     store::{self, Place},
     supervisor::{self, Child, Ended, Supervisor, watchdog::Pulse},
@@ -239,7 +240,7 @@ pub(crate) async fn start(
         ring.spawn("seeds", discover::search(doors.clone(), source, rng));
     }
     let keeper = keep(
-        Closing { doors: doors.clone(), delegates: kept_delegates },
+        Closing { doors: doors.clone(), delegates: kept_delegates, routes: ring.routes.clone() },
         ring,
         notes,
         supervisor.clone(),
@@ -320,6 +321,7 @@ fn say_farewell(ring: &Shared, state: &Rc<RefCell<state::Kept>>) {
 struct Closing {
     doors: Arc<Doors>,
     delegates: Rc<RefCell<delegates::Kept>>,
+    routes: Rc<Routes>,
 }
 
 impl Closing {
@@ -328,6 +330,7 @@ impl Closing {
         if let Ok(mut delegates) = self.delegates.try_borrow_mut() {
             delegates.close();
         }
+        self.routes.close();
         self.doors.node_events.close();
     }
 }

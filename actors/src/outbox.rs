@@ -385,7 +385,7 @@ mod tests {
             assert_eq!(spread.try_recv(), Ok(Err(end)));
         }
 
-        let address = Address::Broadcast { origin: id("me"), id: 1 };
+        let address = Address::Broadcast { origin: id("me"), id: 1, kind: "".into() };
         let part = Parcel { address, bytes: Bytes::new(), fate: Fate::Part(fanout.part()) };
         let outbox = outbox();
         assert!(outbox.send(&id("a"), part).is_ok());

@@ -212,7 +212,7 @@ impl BroadcastQueue {
         }
         let fanout = Fanout::new(others.len(), len, spread);
         for member in others {
-            let address = Address::Broadcast { origin: m.origin.clone(), id: m.id };
+            let address = Address::Broadcast { origin: m.origin.clone(), id: m.id, kind: m.kind.clone() };
             let parcel = Parcel { address, bytes: m.bytes.clone(), fate: Fate::Part(fanout.part()) };
             if let Err((_, fate)) = ring.outbox.send(&member.id, parcel) {
                 ring.counters.drop(Lost::Undelivered);

@@ -32,8 +32,9 @@ use crate::{
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
     outbox::Outbox,
-    pump::{NodeEvents, Pump},
+    pump::NodeEvents,
     resolve::Resolver,
+    routes::Routes,
     supervisor::Supervisor,
 };
 
@@ -236,6 +237,8 @@ pub(crate) struct Ring {
     /// FailureDetector's own; Transport asks it whether an answer is expected, before it takes up room.
     pub(crate) detector: RefCell<Detector>,
     pub(crate) supervisor: OnceCell<Supervisor>,
+    /// Who handles what the programs of other nodes send.
+    pub(crate) routes: Rc<Routes>,
 }
 
 impl std::ops::Deref for Ring {
@@ -256,7 +259,7 @@ impl Ring {
     ) -> Self {
         let guard = RefCell::new((doors.admission.changes(), guard));
         let (rng, detector) = (RefCell::new(rng), RefCell::new(detector));
-        Self { doors, guard, endpoint, rng, detector, supervisor: OnceCell::new() }
+        Self { doors, guard, endpoint, rng, detector, supervisor: OnceCell::new(), routes: Rc::default() }
     }
 
     /// The guard, as the handle has it now.
@@ -304,7 +307,7 @@ impl Ring {
     }
 
     /// Runs a pump. It may outlive the node for a moment, to bring the last events home.
-    pub(crate) fn spawn_pump(&self, pump: Pump) {
+    pub(crate) fn spawn_pump(&self, pump: impl Future<Output = ()> + 'static) {
         let Some(supervisor) = self.supervisor.get() else { return };
         self.pumps.send_modify(|running| *running += 1);
         let running = Running(self.doors.clone());

@@ -47,6 +47,7 @@ use crate::{
     supervisor::Child,
 };
 
+mod delivering;
 mod sending;
 
 /// Datagrams that are taken from the network in one turn. What waits longer waits in the kernel.
@@ -455,10 +456,7 @@ impl Transport {
             Message::Dead(m) if self.is_about_self(&m.id) => self.accused(m.incarnation, ToState::Dead(m)),
             Message::Dead(m) => ring.news(&ring.state, ToState::Dead(m)),
             Message::User(m) => ring.news(&ring.delegates, ToDelegates::User(m)),
-            Message::Direct(message) => {
-                self.messages.set(self.messages.get() + message.parts.parts().count());
-                ring.news(&ring.delegates, ToDelegates::Direct { message, from });
-            }
+            Message::Direct(message) => self.deliver(&message, from),
         }
         Ok(())
     }

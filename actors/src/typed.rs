@@ -6,7 +6,7 @@ use actix::Message;
 use bytes::Bytes;
 use memberlist_protocol::{
     member::NodeId,
-    wire::{bundle::MAX_KIND, codec},
+    wire::{codec, message::MAX_KIND},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -73,16 +73,17 @@ impl<M: PeerMessage> Message for FromPeer<M> {
     type Result = M::Result;
 }
 
+/// The program does not compile with a KIND that cannot be.
+pub(crate) const fn check<M: PeerMessage>() {
+    const { assert!(!M::KIND.is_empty() && M::KIND.len() <= MAX_KIND, "a KIND has 1 to 64 bytes") };
+}
+
 /// A message as bytes.
 pub(crate) fn encode<M: PeerMessage>(msg: &M) -> Result<Bytes, SendError> {
-    check_kind::<M>();
+    check::<M>();
     let mut bytes = Vec::new();
     codec::encode_payload(msg, &mut bytes).map_err(SendError::Encode)?;
     Ok(bytes.into())
-}
-
-const fn check_kind<M: PeerMessage>() {
-    const { assert!(!M::KIND.is_empty() && M::KIND.len() <= MAX_KIND, "a KIND has 1 to 64 bytes") };
 }
 
 /// Memory that a thread keeps for the next message.
@@ -94,7 +95,7 @@ thread_local! {
 
 /// Shows `then` a message as bytes, which lie in memory that is used again.
 pub(crate) fn encode_in<M: PeerMessage, T>(msg: &M, then: impl FnOnce(&[u8]) -> T) -> Result<T, SendError> {
-    check_kind::<M>();
+    check::<M>();
     // A `Serialize` that sends something itself finds another buffer.
     let mut bytes = BUFFER.try_with(Cell::take).unwrap_or_default();
     bytes.clear();

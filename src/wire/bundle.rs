@@ -9,10 +9,7 @@
 
 use bytes::Bytes;
 
-use super::WireError;
-
-/// Longest name of a type, in bytes.
-pub const MAX_KIND: usize = 64;
+use super::{WireError, message::MAX_KIND};
 
 /// In place of a kind's length: the kind of the part before.
 pub const SAME: u8 = 255;

@@ -4,7 +4,7 @@
 //! What is decoded borrows from the bytes until it has been checked, so that a length can never make this
 //! node reserve memory for what is not there.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc};
 
 use bincode::{
     BorrowDecode, Encode,
@@ -20,8 +20,8 @@ use super::{
     bundle::Bundle,
     frame::MAX_LABEL,
     message::{
-        Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Receipt, Remembered, Suspect,
-        UserBroadcast,
+        Ack, Address, Alive, Dead, Direct, IndirectPing, MAX_KIND, Message, Nack, Ping, Receipt, Remembered,
+        Suspect, UserBroadcast,
     },
     order::{MAX_ORDER, Order, Ordered, Standing},
     state::{Refusal, StateHeader},
@@ -78,6 +78,14 @@ impl WireId<'_> {
 fn name(text: &str) -> Result<Arc<str>, WireError> {
     check_name(text).map_err(|_| WireError::Name)?;
     Ok(text.into())
+}
+
+fn kind(text: &str) -> Result<Cow<'static, str>, WireError> {
+    match text.len() {
+        0 => Ok("".into()),
+        1..=MAX_KIND => Ok(text.to_owned().into()),
+        _ => Err(WireError::Name),
+    }
 }
 
 #[derive(Clone, Copy, Encode, BorrowDecode)]
@@ -199,6 +207,7 @@ enum WireMessage<'a> {
     User {
         origin: WireId<'a>,
         id: u64,
+        kind: &'a str,
         bytes: &'a [u8],
     },
     Direct {
@@ -236,7 +245,9 @@ impl<'a> From<&'a Message> for WireMessage<'a> {
                 confirmed_by: std::array::from_fn(|i| m.confirmed_by.get(i).map_or("", |name| name)),
                 evidence: m.evidence.into(),
             },
-            Message::User(m) => Self::User { origin: (&m.origin).into(), id: m.id, bytes: &m.bytes },
+            Message::User(m) => {
+                Self::User { origin: (&m.origin).into(), id: m.id, kind: &m.kind, bytes: &m.bytes }
+            }
             Message::Direct(m) => Self::Direct {
                 from: (&m.from).into(),
                 to: WireId::or_nobody(m.to.as_ref()),
@@ -284,9 +295,10 @@ impl WireMessage<'_> {
                     evidence: evidence.into(),
                 })
             }
-            Self::User { origin, id, bytes } => Message::User(UserBroadcast {
+            Self::User { origin, id, kind: text, bytes } => Message::User(UserBroadcast {
                 origin: origin.checked()?,
                 id,
+                kind: kind(text)?,
                 bytes: Bytes::copy_from_slice(bytes),
             }),
             Self::Direct { from, to, parts } => Message::Direct(Direct {
@@ -376,7 +388,7 @@ pub fn decode_remembered(bytes: &[u8]) -> Result<(Remembered, usize), WireError>
 #[derive(Encode, BorrowDecode)]
 enum WireAddress<'a> {
     Direct { from: WireId<'a>, to: WireId<'a> },
-    Broadcast { origin: WireId<'a>, id: u64 },
+    Broadcast { origin: WireId<'a>, id: u64, kind: &'a str },
 }
 
 /// What goes in front of a user's bytes on a stream.
@@ -384,7 +396,9 @@ pub fn encode_address(address: &Address) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
     let wire = match address {
         Address::Direct { from, to } => WireAddress::Direct { from: from.into(), to: to.into() },
-        Address::Broadcast { origin, id } => WireAddress::Broadcast { origin: origin.into(), id: *id },
+        Address::Broadcast { origin, id, kind } => {
+            WireAddress::Broadcast { origin: origin.into(), id: *id, kind }
+        }
     };
     append(wire, &mut out);
     out
@@ -398,7 +412,9 @@ pub fn decode_address(bytes: &[u8]) -> Result<(Address, usize), WireError> {
     let (wire, used) = first(bytes)?;
     let address = match wire {
         WireAddress::Direct { from, to } => Address::Direct { from: from.checked()?, to: to.checked()? },
-        WireAddress::Broadcast { origin, id } => Address::Broadcast { origin: origin.checked()?, id },
+        WireAddress::Broadcast { origin, id, kind: text } => {
+            Address::Broadcast { origin: origin.checked()?, id, kind: kind(text)? }
+        }
     };
     Ok((address, used))
 }

@@ -129,8 +129,10 @@ fn golden_bytes_of_the_last_word_of_a_join() {
 fn golden_bytes_of_users_streams() {
     let direct = codec::encode_address(&Address::Direct { from: id("a"), to: id("b") });
     assert_eq!(hex(&direct), golden("00_0161RUN_0162RUN"));
-    let broadcast = codec::encode_address(&Address::Broadcast { origin: id("a"), id: 9 });
-    assert_eq!(hex(&broadcast), golden("01_0161RUN_09"));
+    let broadcast = codec::encode_address(&Address::Broadcast { origin: id("a"), id: 9, kind: "".into() });
+    assert_eq!(hex(&broadcast), golden("01_0161RUN_09_00"));
+    let typed = codec::encode_address(&Address::Broadcast { origin: id("a"), id: 9, kind: "k/1".into() });
+    assert_eq!(hex(&typed), golden("01_0161RUN_09_036b2f31"));
     let receipts = [Receipt::Taken, Receipt::NoHandler, Receipt::Busy, Receipt::NotMe, Receipt::Undecodable];
     assert_eq!(receipts.map(codec::encode_receipt), [0, 1, 2, 3, 4]);
     let open = Envelope::new("").unwrap().open_stream(StreamKind::User);

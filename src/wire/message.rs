@@ -1,6 +1,6 @@
 //! What nodes say to each other.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 
@@ -210,6 +210,9 @@ impl Dead {
     }
 }
 
+/// Longest name of a type of a user's messages, in bytes.
+pub const MAX_KIND: usize = 64;
+
 /// A user's broadcast. Each node passes it on once.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UserBroadcast {
@@ -217,6 +220,8 @@ pub struct UserBroadcast {
     pub origin: NodeId,
     /// Its number at the origin.
     pub id: u64,
+    /// The name of its type, of at most [`MAX_KIND`] bytes; empty for bytes without a type.
+    pub kind: Cow<'static, str>,
     /// The user's bytes.
     pub bytes: Bytes,
 }
@@ -248,6 +253,8 @@ pub enum Address {
         origin: NodeId,
         /// Its number at the origin.
         id: u64,
+        /// The name of its type; empty for bytes without a type.
+        kind: Cow<'static, str>,
     },
 }
 

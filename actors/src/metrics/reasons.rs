@@ -33,10 +33,12 @@ pub(crate) enum Lost {
     StreamRefused,
     /// A user's broadcast that had been seen.
     SeenBroadcast,
-    /// A user's broadcast that nobody handles here.
+    /// A user's message that nobody handles here.
     NoHandler,
-    /// A user's broadcast whose handler has too much to do.
+    /// A user's message whose handler has too much to do.
     HandlerBusy,
+    /// A user's message that is none of the type that its handler wants.
+    Undecodable,
     /// An answered probe that a subscriber had no room for.
     PingUnheard,
     /// A subscriber that lagged behind, and got a snapshot instead of events.
@@ -82,7 +84,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 35] = [
+    pub(crate) const ALL: [(Self, &'static str); 36] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -97,6 +99,7 @@ impl Lost {
         (Self::SeenBroadcast, "seen_broadcast"),
         (Self::NoHandler, "no_handler"),
         (Self::HandlerBusy, "handler_busy"),
+        (Self::Undecodable, "undecodable"),
         (Self::PingUnheard, "ping_unheard"),
         (Self::SubscriberLagged, "subscriber_lagged"),
         (Self::Panicked, "panicked"),
@@ -147,6 +150,7 @@ impl Lost {
             Self::SeenBroadcast
             | Self::NoHandler
             | Self::HandlerBusy
+            | Self::Undecodable
             | Self::HandlerGone
             | Self::SubscriberLagged
             | Self::PingUnheard

@@ -65,7 +65,12 @@ fn each_kind() -> Vec<Message> {
             confirmed_by: vec!["d".into()],
             evidence: Evidence::PushPull,
         }),
-        Message::User(UserBroadcast { origin: id("a"), id: 9, bytes: Bytes::from_static(b"news") }),
+        Message::User(UserBroadcast {
+            origin: id("a"),
+            id: 9,
+            kind: "k/1".into(),
+            bytes: Bytes::from_static(b"news"),
+        }),
         Message::Direct(Direct { from: id("a"), to: Some(id("b")), parts: Bundle::of("k", b"hi") }),
     ]
 }
@@ -90,7 +95,7 @@ fn golden_bytes_of_wire_1() {
         format!("04_0162{run}_03_0161_00010302"),
         format!("05_0162{run}_03_007f000001fb0a1f_0601006b010076_016d_010101000000"),
         format!("06_0162{run}_03_0163_0161_0164_00_02000000"),
-        format!("07_0161{run}_09_046e657773"),
+        format!("07_0161{run}_09_036b2f31_046e657773"),
         format!("08_0161{run}_0162{run}_06_010200_6b_6869"),
     ];
     assert_eq!((each_kind().len(), golden.len()), (Message::KINDS, Message::KINDS));
