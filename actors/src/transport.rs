@@ -30,6 +30,7 @@ use memberlist_protocol::{
 };
 use tokio::time::Instant;
 
+use delivering::Backlog;
 use sending::Outgoing;
 
 use crate::{
@@ -52,10 +53,6 @@ mod sending;
 
 /// Datagrams that are taken from the network in one turn. What waits longer waits in the kernel.
 const RECEIVED_PER_TURN: usize = 64;
-
-/// Users' messages that are taken in one turn, or a packet's more: far fewer than a handler's queue has room for, so
-/// that it can be emptied in between.
-const MESSAGES_PER_TURN: usize = 256;
 
 /// Streams from outside the networks allowed that are closed in a row, before others have a turn.
 const SHUT_OUT_PER_TURN: usize = 64;
@@ -82,6 +79,7 @@ pub(crate) struct Kept {
     accepted: VecDeque<Accepted>,
     pub(crate) open: Rc<Open>,
     outgoing: Outgoing,
+    backlog: Backlog,
     /// After errors on reading datagrams.
     reading: Pause,
     /// After errors on accepting streams: datagrams are read all the same.
@@ -96,6 +94,7 @@ impl Kept {
             accepted: VecDeque::new(),
             open: Open::new(&ring.config, ring.bodies_of_source()),
             outgoing: Outgoing::default(),
+            backlog: Backlog::default(),
             reading: Pause::default(),
             accepting: Pause::default(),
             strangers: Bucket::new(ring.config.max_stranger_answers),
@@ -226,13 +225,11 @@ pub(crate) struct Transport {
     ring: Shared,
     kept: Rc<RefCell<Kept>>,
     alarm: Alarm,
-    /// Users' messages that were taken in this turn.
-    messages: Cell<usize>,
 }
 
 impl Transport {
     pub(crate) fn new(ring: Shared, kept: Rc<RefCell<Kept>>) -> Self {
-        Self { ring, kept, alarm: Alarm::default(), messages: Cell::new(0) }
+        Self { ring, kept, alarm: Alarm::default() }
     }
 
     fn hear(&self, item: ToTransport) {
@@ -327,11 +324,7 @@ impl Transport {
     }
 
     fn receive_some(&self) {
-        self.messages.set(0);
         for _ in 0..RECEIVED_PER_TURN {
-            if self.messages.get() >= MESSAGES_PER_TURN {
-                return;
-            }
             let received = BUFFER.with_borrow_mut(|buffer| match self.ring.endpoint.try_recv(buffer) {
                 Ok((len, from)) => {
                     self.kept.borrow_mut().reading.end();
@@ -456,7 +449,7 @@ impl Transport {
             Message::Dead(m) if self.is_about_self(&m.id) => self.accused(m.incarnation, ToState::Dead(m)),
             Message::Dead(m) => ring.news(&ring.state, ToState::Dead(m)),
             Message::User(m) => ring.news(&ring.delegates, ToDelegates::User(m)),
-            Message::Direct(message) => self.deliver(&message, from),
+            Message::Direct(message) => self.put_by(message, from),
         }
         Ok(())
     }
@@ -505,7 +498,8 @@ impl Transport {
     fn set_alarm(&self) {
         let kept = self.kept.borrow();
         self.ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
-        let until = [kept.reading.until, kept.accepting.until].into_iter().flatten().min();
+        let until =
+            [kept.reading.until, kept.accepting.until, kept.backlog.until()].into_iter().flatten().min();
         self.alarm.set(until.map(Instant::into_std));
     }
 
@@ -559,10 +553,16 @@ impl Transport {
             kept.open.crowded.set(!kept.open.has_room(Use::Served, kept.accepted.len()));
             ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
             *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
+            kept.backlog.waker = Some(cx.waker().clone());
+            let backlog = kept.backlog.is_ready(&ring);
             let open = kept.outgoing.is_open(&*endpoint, cx);
             let casts = open && (kept.outgoing.holds() || ring.casts.is_ready(cx.waker()));
             let users = ring.outbox.is_ready(kept.open.has_room(Use::Lane, 0), cx.waker());
-            readable || casts || users || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
+            readable
+                || backlog
+                || casts
+                || users
+                || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
         })
     }
 }
@@ -610,6 +610,7 @@ impl StreamHandler<inbox::Turn> for Transport {
         if readable {
             self.receive_some();
         }
+        self.deliver_some();
         self.set_alarm();
     }
 }

@@ -117,6 +117,19 @@ impl Bundle {
         &self.0
     }
 
+    /// How many parts there are.
+    pub fn count(&self) -> usize {
+        let mut rest = &self.0[..];
+        let next = || split(rest).ok().flatten().map(|(_, after)| rest = after);
+        std::iter::from_fn(next).count()
+    }
+
+    /// The kind of the first part.
+    pub fn first_kind(&self) -> Option<&str> {
+        let (part, _) = split(&self.0).ok().flatten()?;
+        std::str::from_utf8(part.kind).ok()
+    }
+
     /// The parts in order: kind and bytes.
     pub fn parts(&self) -> Parts<'_> {
         Parts { all: &self.0, at: 0, kind: "" }
