@@ -12,10 +12,10 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Context, Handler, MessageResult};
+use actix::{Actor, Context, Handler, Message as ActixMessage, MessageResult};
 use actix_memberlist::{
     Admit, Broadcast, Cluster, ClusterBuilder, Config, Evidence, Export, Key, MemberEvent, Merge, NodeEvent,
-    Pinged, Replay, RestartPolicy, Sealing, SharedState, Until, UserBytes,
+    PeerMessage, Pinged, Replay, RestartPolicy, Sealing, SharedState, Until, UserBytes,
     network::{Endpoint, Network},
     testing::{Pair, Strikes},
 };
@@ -26,6 +26,7 @@ use memberlist_protocol::wire::{
     message::{Message, Suspect},
 };
 use memberlist_tests::{World, addr, paused};
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
 /// The node that is struck.
@@ -80,6 +81,22 @@ impl Handler<Pinged> for Listener {
 impl Handler<UserBytes> for Listener {
     type Result = ();
     fn handle(&mut self, _: UserBytes, _: &mut Context<Self>) {
+        self.events.set(self.events.get() + 1);
+    }
+}
+
+/// A message of the users' own.
+#[derive(ActixMessage, Serialize, Deserialize)]
+#[rtype(result = "()")]
+struct Round(usize);
+
+impl PeerMessage for Round {
+    const KIND: &'static str = "round/1";
+}
+
+impl Handler<Round> for Listener {
+    type Result = ();
+    fn handle(&mut self, _: Round, _: &mut Context<Self>) {
         self.events.set(self.events.get() + 1);
     }
 }
@@ -238,6 +255,7 @@ impl Stage {
             node.subscribe_pings(listener.clone().recipient()),
             node.subscribe_node(listener.clone().recipient()),
             node.serve_bytes(listener.clone().recipient()),
+            node.serve::<Round>(listener.clone().recipient()),
         );
         // It takes the place of the one before.
         if let Ok(sharing) = node.share(listener) {
@@ -257,6 +275,8 @@ impl Stage {
         self.world.nodes[round % STRUCK]
             .broadcast_bytes(Broadcast::new("from another"))
             .map_err(|e| e.to_string())?;
+        let spread = self.world.nodes[round % STRUCK].broadcast(&Round(round));
+        spread.map_err(|e| e.to_string())?;
         Ok(())
     }
 

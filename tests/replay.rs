@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, rc::Rc, time::D
 use actix::{Actor, Context, Handler};
 use actix_memberlist::{
     Broadcast, Cluster, ClusterBuilder, Config, JoinError, Key, MemberEvent, MemberState, Replay, Sealing,
-    Sender, UserBytes,
+    UserBytes,
     network::{
         Endpoint, Network,
         memory::{Tap, TappedDatagram, TappedStream},

@@ -13,8 +13,8 @@
 //! | see who is there | [`Cluster::view`]: a [`View`] of [`Member`]s; [`Cluster::why`] one was accused |
 //! | hear what becomes of them | [`Cluster::subscribe`] an actor to [`MemberEvent`]s, or [`Cluster::events`] as a stream |
 //! | say something of oneself | [`Cluster::set_meta`], [`Cluster::set_tags`] |
-//! | tell one member, or all | [`Cluster::peers`]: [`Peer::cast_bytes`], [`Peer::send_bytes`]; [`Cluster::broadcast_bytes`] |
-//! | hear what is told | [`Cluster::serve_bytes`]: [`UserBytes`] |
+//! | tell one member, or all | [`Cluster::peers`]: [`Peer::cast_bytes`], [`Peer::send_bytes`]; [`Cluster::broadcast`], [`Cluster::broadcast_bytes`] |
+//! | hear what is told | [`Cluster::serve`], [`Cluster::serve_from`]: [`PeerMessage`]s; [`Cluster::serve_bytes`]: [`UserBytes`] |
 //! | share a state with all | [`Cluster::share`]: [`SharedState`], [`Export`], [`Merge`] |
 //! | decide who may in | [`ClusterBuilder::admit`]: [`Admit`] |
 //! | keep strangers out | [`ClusterBuilder::key`], [`Keyring`]; [`Cluster::seal_cluster`], [`Cluster::relabel_cluster`] and their [`Rollout`] |
@@ -25,8 +25,8 @@
 //! | have a network of one's own | [`ClusterBuilder::network`], [`network`] |
 //! | supervise actors of one's own | [`supervisor`] |
 //!
-//! None of a program's own code runs in the node: what the node wants of it are values, messages to its actors, and
-//! questions to them that have a deadline.
+//! None of a program's own code runs in the node, but for what reads and writes its [`PeerMessage`]s: what the node
+//! wants of it are values, messages to its actors, and questions to them that have a deadline.
 //!
 //! Features, none of them on by default: `metrics` hands the metrics to the facade of that name; `testing` brings a
 //! network in memory in virtual time, injected panics, and traces.

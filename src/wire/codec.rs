@@ -428,7 +428,11 @@ pub fn encode_payload(value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), S
     let encoded = bincode::serde::encode_into_std_write(value, out, config::standard());
     encoded.map(drop).map_err(|error| {
         out.truncate(before);
-        error.to_string()
+        match error {
+            EncodeError::OtherString(text) => text,
+            EncodeError::Other(text) => text.to_owned(),
+            error => error.to_string(),
+        }
     })
 }
 
@@ -444,8 +448,8 @@ pub fn decode_payload<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError>
     const KIB: usize = 1024;
     let read = match bytes.len() * 16 {
         0..=0x1_0000 => limited::<T, { 64 * KIB }>(bytes),
-        0..=0x10_0000 => limited::<T, { 1024 * KIB }>(bytes),
-        0..=0x100_0000 => limited::<T, { 16 * 1024 * KIB }>(bytes),
+        0x1_0001..=0x10_0000 => limited::<T, { 1024 * KIB }>(bytes),
+        0x10_0001..=0x100_0000 => limited::<T, { 16 * 1024 * KIB }>(bytes),
         _ => limited::<T, { 1024 * 1024 * KIB }>(bytes),
     };
     let (value, used) = read.map_err(|_| WireError::Malformed)?;

@@ -129,6 +129,20 @@ fn the_largest_honest_messages_fit_a_default_packet() {
 }
 
 #[test]
+fn a_type_of_a_users_message_has_a_name_of_at_most_64_bytes() {
+    let named = |len: usize| {
+        let message =
+            UserBroadcast { origin: id("a"), id: 9, kind: "k".repeat(len).into(), bytes: Bytes::new() };
+        let user = codec::decode(&codec::encoded(&Message::User(message), 1400).unwrap()).map(drop);
+        let address = Address::Broadcast { origin: id("a"), id: 9, kind: "k".repeat(len).into() };
+        let address = codec::decode_address(&codec::encode_address(&address)).map(drop);
+        (user, address)
+    };
+    assert_eq!(named(MAX_KIND), (Ok(()), Ok(())));
+    assert_eq!(named(MAX_KIND + 1), (Err(WireError::Name), Err(WireError::Name)));
+}
+
+#[test]
 fn labels_must_be_the_same_on_both_sides() {
     let nack = [Message::Nack(Nack { seq: 7 })];
     for (theirs, ours) in [("", "a"), ("a", ""), ("a", "b"), ("a", "ab"), ("ab", "a")] {
