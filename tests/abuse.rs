@@ -15,6 +15,7 @@ use memberlist_protocol::{
     accusation::Evidence,
     member::{Member, MemberState, NodeId, Versions},
     wire::{
+        bundle::Bundle,
         frame::{Envelope, MAX_PARTS, Packer, StreamKind},
         message::{
             Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect,
@@ -123,7 +124,7 @@ fn each_kind(from: &NodeId, here: &Member, peer: &Member) -> Vec<(&'static str, 
                 bytes: Bytes::new(),
             }),
         ),
-        ("direct", Message::Direct(Direct { from: nobody, to: None, bytes: Bytes::new() })),
+        ("direct", Message::Direct(Direct { from: nobody, to: None, parts: Bundle::of("", b"") })),
     ]
 }
 

@@ -29,6 +29,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     builder::ClusterBuilder,
+    casts::{Cast, Target},
     errors::{AskError, ConfigError, JoinError, NotSent, SendError, Stopped, UpdateError},
     events::{MemberEvent, NodeEvent, Pinged, Replay, UserBytes},
     handle::Handle,
@@ -544,12 +545,18 @@ impl Cluster {
     /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Full`], [`SendError::Stopped`].
     pub fn send_to_address(&self, addr: SocketAddr, bytes: Bytes) -> Result<(), SendError> {
         let (doors, addr) = (self.doors(), canonical(addr));
-        let cast = peer::datagram(doors, addr, None, bytes)?;
+        if !doors.config.allows(addr.ip()) {
+            return Err(SendError::NotAllowed(addr));
+        }
+        let to = Target { addr, id: None, run: NodeId::ANY_RUN };
+        let max = doors.max_broadcast.load(Relaxed);
         if doors.admission.seals_out() {
-            let ask = ToDetector::Ask { target: NodeId::anybody(), addr, then: Then::Cast(cast) };
+            doors.casts.check(&to, "", bytes.len(), max)?;
+            let ask =
+                ToDetector::Ask { target: NodeId::anybody(), addr, then: Then::Cast(Cast { to, bytes }) };
             return doors.detector.command(ask).map_err(SendError::from);
         }
-        doors.outbox.cast(cast)
+        doors.casts.push(&to, "", &bytes, max)
     }
 
     /// Sends a message to each of the members that `to` names, over their links. Nobody waits for anybody: who is

@@ -12,8 +12,7 @@ use memberlist_protocol::{
     view::View,
     wire::{
         message::{
-            Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Receipt, Suspect,
-            UserBroadcast,
+            Ack, Address, Alive, Dead, IndirectPing, Message, Nack, Ping, Receipt, Suspect, UserBroadcast,
         },
         order::{Order, Standing},
         state::{OwnBytes, Refusal, State},
@@ -23,11 +22,11 @@ use smallvec::SmallVec;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    casts::Cast,
     errors::{AskError, Cause, JoinError, NotSent, UpdateError},
     events::{MemberEvent, Pinged},
     inbox::Item,
     link::Link,
-    outbox::Cast,
     pump::{Pump, Subscribing},
     questions::{Admit, Sharing},
     routes::Serving,
@@ -177,7 +176,7 @@ impl Item for ToDetector {
             Self::Ping { ping, .. } => ping.target.name().len() + ping.from.name().len(),
             Self::IndirectPing { request, .. } => request.target.name().len() + request.from.name().len(),
             Self::Ack { ack, .. } => ack.payload.len(),
-            Self::Ask { then: Then::Cast(cast), .. } => cast.message.len(),
+            Self::Ask { then: Then::Cast(cast), .. } => cast.bytes.len(),
             _ => 0,
         }
     }
@@ -295,8 +294,6 @@ pub(crate) enum ToDelegates {
     Events { changes: Vec<(u64, Change)>, view: View },
     /// From Transport: a user's broadcast.
     User(UserBroadcast),
-    /// From Transport: a user's bytes for this node alone.
-    Direct { message: Direct, from: SocketAddr },
     /// From a stream: a user's bytes, or a broadcast that is too large for gossip.
     Deliver { address: Address, bytes: Bytes, from: SocketAddr, reply: Reply<Receipt> },
     /// From NodeState and streams: ask the application whether somebody may in.
@@ -327,7 +324,6 @@ impl Item for ToDelegates {
     kinds!(ToDelegates {
         Events {} => "events",
         User(_) => "user",
-        Direct {} => "direct",
         Deliver {} => "deliver",
         Admit {} => "admit",
         Export {} => "export",
@@ -345,7 +341,6 @@ impl Item for ToDelegates {
     fn weight(&self) -> usize {
         match self {
             Self::User(m) => m.kind.len() + m.bytes.len(),
-            Self::Direct { message, .. } => message.bytes.len(),
             _ => 0,
         }
     }

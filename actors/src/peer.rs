@@ -1,7 +1,6 @@
 //! One other member, and what can be sent to it.
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -16,10 +15,7 @@ use bytes::Bytes;
 use memberlist_protocol::{
     link::Lane,
     member::{Member, NodeId},
-    wire::{
-        codec,
-        message::{Direct, Message},
-    },
+    wire::codec,
 };
 use tokio::{
     sync::oneshot,
@@ -27,10 +23,11 @@ use tokio::{
 };
 
 use crate::{
+    casts::Target,
     errors::{AskError, Cause, NotSent, SendError, Stopped},
+    fate::Fate,
     handle::Handle,
     link::{Letter, Link, LinkStatus, What},
-    outbox::{Cast, Fate},
     relay,
     ring::Doors,
     typed::{self, PeerMessage},
@@ -64,7 +61,7 @@ impl Peer {
         present(self.handle.doors(), &self.id)
     }
 
-    /// Sends bytes in one datagram, to its handlers of users' bytes
+    /// Sends bytes in a datagram, to its handlers of users' bytes
     /// ([`Cluster::serve_bytes`](crate::Cluster::serve_bytes)): at most once, in no order, perhaps never.
     /// memberlist's `SendBestEffort`.
     ///
@@ -72,9 +69,38 @@ impl Peer {
     /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Gone`] when the member is not
     /// there any more, [`SendError::Full`], [`SendError::Stopped`].
     pub fn cast_bytes(&self, bytes: Bytes) -> Result<(), SendError> {
-        let member = self.member().ok_or_else(|| gone(self.handle.doors()))?;
+        self.datagram("", &bytes)
+    }
+
+    /// Sends a message in a datagram, to its handlers there: at most once, in no order, perhaps never. It never
+    /// waits. Small messages that are sent shortly after each other share a packet; what no datagram has room for goes
+    /// over the link.
+    ///
+    /// # Errors
+    /// [`SendError::TooLarge`] above [`Config::max_message_size`](crate::Config::max_message_size),
+    /// [`SendError::Encode`] when serde cannot write it, [`SendError::Gone`] when the member is not there any more,
+    /// [`SendError::Full`] when messages come faster than they leave, [`SendError::Stopped`]. It has not been sent
+    /// then.
+    pub fn cast<M: PeerMessage>(&self, msg: &M) -> Result<(), SendError> {
+        typed::encode_in(msg, |bytes| match self.datagram(M::KIND, bytes) {
+            Err(SendError::TooLarge { .. }) => {
+                self.queue(M::LANE, M::KIND, Bytes::copy_from_slice(bytes)).map(drop)
+            }
+            sent => sent,
+        })?
+    }
+
+    fn datagram(&self, kind: &str, bytes: &[u8]) -> Result<(), SendError> {
         let doors = self.handle.doors();
-        doors.outbox.cast(datagram(doors, member.addr, Some(self.id.clone()), bytes)?)
+        let addr = match present(doors, &self.id) {
+            Some(member) => member.addr,
+            None => return Err(gone(doors)),
+        };
+        if !doors.config.allows(addr.ip()) {
+            return Err(SendError::NotAllowed(addr));
+        }
+        let to = Target { addr, id: Some(self.id.clone()), run: self.id.run() };
+        doors.casts.push(&to, kind, bytes, doors.max_broadcast.load(Relaxed))
     }
 
     /// Sends a message to its actor ([`Cluster::serve`](crate::Cluster::serve)) over the link, and tells what has
@@ -209,36 +235,6 @@ pub(crate) fn present(doors: &Doors, id: &NodeId) -> Option<Arc<Member>> {
 
 fn gone(doors: &Doors) -> SendError {
     if *doors.closing.borrow() { SendError::Stopped } else { SendError::Gone }
-}
-
-/// A datagram of a user.
-pub(crate) fn datagram(
-    doors: &Doors,
-    addr: SocketAddr,
-    to: Option<NodeId>,
-    bytes: Bytes,
-) -> Result<Cast, SendError> {
-    if !doors.config.allows(addr.ip()) {
-        return Err(SendError::NotAllowed(addr));
-    }
-    let from = doors.view.borrow().local().id.clone();
-    let (len, max) = (bytes.len(), doors.max_broadcast.load(Relaxed));
-    let run = to.as_ref().map_or(NodeId::ANY_RUN, NodeId::run);
-    let message = Message::Direct(Direct { from, to, bytes });
-    // Around the bytes there are their length, two names and two runs.
-    let encoded = if len > max { None } else { codec::encoded(&message, usize::MAX).ok() };
-    match encoded {
-        Some(encoded) if encoded.len() <= max => Ok(Cast { to: addr, run, message: encoded }),
-        _ => {
-            let empty = match message {
-                Message::Direct(direct) => Message::Direct(Direct { bytes: Bytes::new(), ..direct }),
-                other => other,
-            };
-            // Three bytes for the length of any message that a datagram has room for.
-            let around = codec::encoded(&empty, usize::MAX).map_or(0, |bytes| bytes.len()) + 2;
-            Err(SendError::TooLarge { len, max: max.saturating_sub(around) })
-        }
-    }
 }
 
 /// What becomes of something that was taken.

@@ -23,6 +23,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
+    casts::Casts,
     events::NodeEvent,
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
@@ -32,7 +33,6 @@ use crate::{
     messages::{Then, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
-    outbox::Outbox,
     pump::Listeners,
     resolve::Resolver,
     routes::Routes,
@@ -73,8 +73,8 @@ pub(crate) struct Doors {
     /// Chance for what may run on any thread.
     pub(crate) chance: Mutex<Xoshiro256PlusPlus>,
     pub(crate) hooks: Hooks,
-    /// Datagrams of users that wait.
-    pub(crate) outbox: Arc<Outbox>,
+    /// What users send to single nodes in datagrams.
+    pub(crate) casts: Casts,
     /// What users send to single nodes over streams.
     pub(crate) links: Links,
     /// Memory for what is being read from streams, in KiB.
@@ -121,6 +121,7 @@ impl Doors {
             ping_payload: Mutex::default(),
             questions: Mutex::default(),
             listeners: 0.into(),
+            casts: Casts::new(view.local().name()),
             view: watch::Sender::new(view),
             node_events: Arc::default(),
             link_events: Arc::default(),
@@ -130,7 +131,6 @@ impl Doors {
             admission,
             chance: Mutex::new(chance),
             hooks,
-            outbox: Arc::default(),
             links: Links::default(),
             bodies: Semaphore::new(
                 STREAM_BODIES * config.max_state_size.max(config.max_message_size).div_ceil(1024),
@@ -190,7 +190,7 @@ impl Doors {
         self.queue.close();
         self.transport.close();
         self.delegates.close();
-        self.outbox.close();
+        self.casts.close();
         self.links.close(self);
         let waiting = std::mem::take(&mut *self.questions());
         drop(waiting);
@@ -218,7 +218,7 @@ impl Doors {
         ]
         .into();
         let linked: usize = self.links.all().iter().map(|link| link.status().queued).sum();
-        metrics.user_messages_waiting = (self.outbox.len() + linked) as u64;
+        metrics.user_messages_waiting = (self.casts.len() + linked) as u64;
         let view = self.view.borrow().clone();
         let states = [MemberState::Alive, MemberState::Suspect, MemberState::Dead, MemberState::Left];
         let names = ["alive", "suspect", "dead", "left"];

@@ -10,7 +10,7 @@
 //! The table lies outside of Delegates, which fills it, so queues outlive its restarts. Of the user's there runs
 //! only what serde and a message's `Drop` call, and a panic there is caught.
 
-use std::{cell::RefCell, collections::BTreeMap, marker::PhantomData, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, marker::PhantomData, rc::Rc, task::Waker};
 
 use actix::Recipient;
 use bytes::Bytes;
@@ -135,6 +135,16 @@ impl Routes {
         }
     }
 
+    /// Whether the handlers of that kind have room for `more` messages, as far as it is worth waiting for that; else
+    /// the waker is called once they may have.
+    pub(crate) fn take(&self, kind: &str, more: usize, waker: &Waker) -> bool {
+        let table = self.table.borrow();
+        if kind.is_empty() {
+            return table.bytes.iter().all(|(_, queue)| queue.takes(more, waker));
+        }
+        table.typed.get(kind).is_none_or(|(_, route)| route.takes(more, waker))
+    }
+
     /// Each handler gets them.
     fn deliver_bytes(&self, ring: &Ring, arrived: Arrived<'_>) -> Receipt {
         let mut table = self.table.borrow_mut();
@@ -204,6 +214,7 @@ fn refused(answer: Option<Answer>, receipt: Receipt) -> Receipt {
 /// The way to the handler of one type.
 trait Route {
     fn is_open(&self) -> bool;
+    fn takes(&self, more: usize, waker: &Waker) -> bool;
     fn deliver(&self, ring: &Ring, arrived: Arrived<'_>) -> Receipt;
     fn close(&self);
     fn abandon(&self);
@@ -225,6 +236,10 @@ where
 {
     fn is_open(&self) -> bool {
         self.queue.is_open()
+    }
+
+    fn takes(&self, more: usize, waker: &Waker) -> bool {
+        self.queue.takes(more, waker)
     }
 
     fn deliver(&self, ring: &Ring, arrived: Arrived<'_>) -> Receipt {

@@ -1,5 +1,7 @@
 //! Messages of the program's own types, between nodes.
 
+use std::cell::Cell;
+
 use actix::Message;
 use bytes::Bytes;
 pub use memberlist_protocol::link::Lane;
@@ -71,4 +73,24 @@ pub(crate) fn encode<M: PeerMessage>(msg: &M) -> Result<Bytes, SendError> {
     let mut bytes = Vec::new();
     codec::encode_payload(msg, &mut bytes).map_err(SendError::Encode)?;
     Ok(bytes.into())
+}
+
+/// Memory that a thread keeps for the next message.
+const KEPT: usize = 16 << 10;
+
+thread_local! {
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Shows `then` a message as bytes, which lie in memory that is used again.
+pub(crate) fn encode_in<M: PeerMessage, T>(msg: &M, then: impl FnOnce(&[u8]) -> T) -> Result<T, SendError> {
+    check::<M>();
+    // A `Serialize` that sends something itself finds another buffer.
+    let mut bytes = BUFFER.try_with(Cell::take).unwrap_or_default();
+    bytes.clear();
+    let result = codec::encode_payload(msg, &mut bytes).map_err(SendError::Encode).map(|()| then(&bytes));
+    if bytes.capacity() <= KEPT {
+        let _ = BUFFER.try_with(|buffer| buffer.set(bytes));
+    }
+    result
 }

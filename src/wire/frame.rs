@@ -19,7 +19,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{WireError, codec, message::Message};
-use crate::config::ConfigError;
+use crate::{config::ConfigError, member::NodeId};
 
 /// The first byte of everything on this wire, which is version 1.
 pub const WIRE: u8 = 0xB1;
@@ -383,12 +383,30 @@ impl<'a> Packer<'a> {
         self.close_part(message.len())
     }
 
+    /// Adds a [`Direct`](super::message::Direct) of parts that are written already; says whether it fitted.
+    pub fn push_direct(&mut self, from: &NodeId, to: Option<&NodeId>, parts: &[u8]) -> bool {
+        let at = self.len + PART_OVERHEAD;
+        if self.room() < PART_OVERHEAD {
+            return false;
+        }
+        match codec::encode_direct(from, to, parts, &mut self.buf[at..]) {
+            Ok(len) => self.close_part(len),
+            Err(_) => false,
+        }
+    }
+
     fn close_part(&mut self, len: usize) -> bool {
         let Ok(short) = u16::try_from(len) else { return false };
         self.buf[self.len..self.len + PART_OVERHEAD].copy_from_slice(&short.to_le_bytes());
         self.buf[self.count_at] += 1;
         self.len += PART_OVERHEAD + len;
         true
+    }
+
+    /// Bytes so far.
+    #[allow(clippy::len_without_is_empty, reason = "there is a count of messages even in an empty packet")]
+    pub fn len(&self) -> usize {
+        self.len
     }
 
     /// Messages so far.

@@ -22,10 +22,10 @@ use tokio::sync::Notify;
 use super::LinkEvent;
 use crate::{
     errors::{AskError, Cause, NotSent, SendError},
+    fate::Fate,
     inbox::Inbox,
     messages::{Reply, ToLink, ToTransport},
     metrics::{Lost, up},
-    outbox::Fate,
     ring::Doors,
 };
 

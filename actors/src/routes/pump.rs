@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use actix::MailboxError;
+use actix::{MailboxError, dev::SendError};
 use memberlist_protocol::wire::codec;
 use serde::Serialize;
 
@@ -96,6 +96,15 @@ impl<T: Handled> Future for Pump<T> {
         while let Some(room) = self.room()
             && let Some(Item { msg, len, answer }) = self.queue.take(room)
         {
+            // Where nobody waits for the result, there need be no way back for it.
+            let msg = if answer.is_none() && self.window.is_empty() {
+                match self.queue.to.try_send(msg) {
+                    Ok(()) => continue,
+                    Err(SendError::Full(msg) | SendError::Closed(msg)) => msg,
+                }
+            } else {
+                msg
+            };
             self.bytes += len;
             let request = self.queue.to.send(msg);
             if let Some((request, result)) = self.window.push(request, Request { len, answer }) {

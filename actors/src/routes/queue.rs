@@ -36,6 +36,8 @@ struct Waiting<T> {
     bytes: usize,
     closed: bool,
     pump: Option<Waker>,
+    /// Who has more for it, and waits for room.
+    filler: Option<Waker>,
 }
 
 /// The queue of one handler. It stays on the node's thread.
@@ -46,7 +48,7 @@ pub(super) struct Queue<T: Handled> {
 
 impl<T: Handled> Queue<T> {
     pub(super) fn new(to: Recipient<T>) -> Rc<Self> {
-        let waiting = Waiting { items: VecDeque::new(), bytes: 0, closed: false, pump: None };
+        let waiting = Waiting { items: VecDeque::new(), bytes: 0, closed: false, pump: None, filler: None };
         Rc::new(Self { to, waiting: RefCell::new(waiting) })
     }
 
@@ -58,6 +60,17 @@ impl<T: Handled> Queue<T> {
     pub(super) fn has_room(&self, len: usize) -> bool {
         let waiting = self.waiting.borrow();
         waiting.items.len() < DEPTH && (waiting.bytes + len <= BYTES || waiting.items.is_empty())
+    }
+
+    /// Whether `more` messages have room, or more will hardly ever have; else the waker is called when half of the
+    /// queue is free, or the handler is gone.
+    pub(super) fn takes(&self, more: usize, waker: &Waker) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        let takes = waiting.closed || waiting.items.len() + more.min(DEPTH / 2) <= DEPTH;
+        if !takes {
+            waiting.filler = Some(waker.clone());
+        }
+        takes
     }
 
     pub(super) fn push(&self, item: Item<T>) {
@@ -77,6 +90,11 @@ impl<T: Handled> Queue<T> {
         }
         let item = waiting.items.pop_front()?;
         waiting.bytes -= item.len;
+        if waiting.items.len() <= DEPTH / 2 {
+            let filler = waiting.filler.take();
+            drop(waiting);
+            wake(filler);
+        }
         Some(item)
     }
 
@@ -96,9 +114,10 @@ impl<T: Handled> Queue<T> {
     pub(super) fn close(&self) {
         let mut waiting = self.waiting.borrow_mut();
         waiting.closed = true;
-        let pump = waiting.pump.take();
+        let (pump, filler) = (waiting.pump.take(), waiting.filler.take());
         drop(waiting);
         wake(pump);
+        wake(filler);
     }
 
     /// Ends at once, and says how many nobody will get. Who has asked something is told.

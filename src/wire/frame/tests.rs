@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     accusation::Evidence,
     member::{MAX_META, MAX_NAME, NodeId, PackedTags, Tags, Versions},
-    wire::message::*,
+    wire::{bundle::Bundle, message::*},
 };
 
 fn envelope(label: &str) -> Envelope {
@@ -71,7 +71,7 @@ fn each_kind() -> Vec<Message> {
             kind: "k/1".into(),
             bytes: Bytes::from_static(b"news"),
         }),
-        Message::Direct(Direct { from: id("a"), to: Some(id("b")), bytes: Bytes::from_static(b"hi") }),
+        Message::Direct(Direct { from: id("a"), to: Some(id("b")), parts: Bundle::of("k", b"hi") }),
     ]
 }
 
@@ -96,7 +96,7 @@ fn golden_bytes_of_wire_1() {
         format!("05_0162{run}_03_007f000001fb0a1f_0601006b010076_016d_010101000000"),
         format!("06_0162{run}_03_0163_0161_0164_00_02000000"),
         format!("07_0161{run}_09_036b2f31_046e657773"),
-        format!("08_0161{run}_0162{run}_026869"),
+        format!("08_0161{run}_0162{run}_06_010200_6b_6869"),
     ];
     assert_eq!((each_kind().len(), golden.len()), (Message::KINDS, Message::KINDS));
     for (message, golden) in each_kind().iter().zip(golden) {
