@@ -294,6 +294,8 @@ mod tests {
         let lying = StateHeader { members: u32::MAX, ..header() };
         codec::encode_reply(&Ok(lying), &mut out);
         assert!(out.len() < 40);
+        let Ok(Ok(begun)) = State::begin(out.clone().into()) else { panic!("it begins well") };
+        assert_eq!(begun.state.namesakes.capacity(), 0);
         assert_eq!(State::decode(out.into(), "me"), Err(WireError::Truncated));
     }
 
