@@ -395,6 +395,38 @@ fn a_step_that_one_member_cannot_follow_ends_the_change_with_its_name() {
 }
 
 #[test]
+fn a_member_that_is_started_anew_while_a_step_waits_for_another_is_taken_along() {
+    paused(async {
+        let mut world = sealed(14, 4).await;
+        let [leader, late, other, anew] = [0, 1, 2, 3].map(addr);
+        world.network.partition(&[late], &[leader, other, anew]);
+        let node = world.nodes[0].clone();
+        let ring = node.keyring().expect("it has one");
+        let has_new = |node: &Cluster| node.keyring().expect("it has one").list().contains(&key(2));
+        let change = async { ring.rotate_cluster(&node, key(2), Duration::from_secs(60)).await };
+        let restart = async {
+            let both = |w: &World| has_new(&w.nodes[2]) && has_new(&w.nodes[3]);
+            world.wait_until(Duration::from_secs(5), both).await.expect("those in reach follow");
+            // Whoever leads does not hear at once that one of them is back without what it was given.
+            world.network.heal();
+            world.network.partition(&[leader, late], &[other, anew]);
+            world.kill(3).await;
+            world.nodes[3] = with_key(&world, 3, 1).seed(1000).start().await.expect("it starts");
+            world.nodes[3].join(&[&other.to_string()]).await.expect("it joins");
+            let followed = |w: &World| has_new(&w.nodes[1]);
+            world.wait_until(Duration::from_secs(5), followed).await.expect("it is in reach again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            world.network.heal();
+        };
+        let (report, ()) = tokio::join!(change, restart);
+        let report = report.unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!((report.members, report.acknowledged), (4, 4));
+        assert!(agree(&world, 4).await, "{}", world.disagreements(4));
+        assert!(world.nodes.iter().all(|node| node.keyring().expect("it has one").list() == [key(2)]));
+    });
+}
+
+#[test]
 fn one_ring_may_be_shared_and_is_changed_for_all_who_share_it() {
     paused(async {
         let mut world = World::new(9, Config::lan());
