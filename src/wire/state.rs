@@ -300,6 +300,14 @@ mod tests {
     }
 
     #[test]
+    fn of_those_with_the_readers_name_a_few_are_kept_however_many_there_are() {
+        let bytes = State::encode(header(), (0..100).map(|_| member(7)), b"");
+        let mut state = State::decode(bytes, "n7").unwrap().unwrap();
+        assert_eq!(state.namesakes(), vec![member(7); NAMESAKES]);
+        assert_eq!(std::iter::from_fn(|| state.next_member()).count(), 100);
+    }
+
+    #[test]
     fn a_state_that_is_cut_or_has_more_bytes_than_it_says_is_refused() {
         let bytes = State::encode(header(), (0..3).map(member), b"user");
         for cut in 0..bytes.len() {
