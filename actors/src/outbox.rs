@@ -393,6 +393,23 @@ mod tests {
     }
 
     #[test]
+    fn casts_that_wait_are_bounded_in_number_and_in_bytes() {
+        let outbox = outbox();
+        for _ in 0..MAX_CASTS {
+            assert_eq!(outbox.cast(cast()), Ok(()));
+        }
+        assert_eq!(outbox.cast(cast()), Err(SendError::Full));
+        while outbox.next_cast().is_some() {}
+        let quarter = || Cast { message: vec![0; MAX_CAST_BYTES / 4].into(), ..cast() };
+        for _ in 0..4 {
+            assert_eq!(outbox.cast(quarter()), Ok(()));
+        }
+        assert_eq!(outbox.cast(quarter()), Err(SendError::Full));
+        assert!(outbox.next_cast().is_some());
+        assert_eq!(outbox.cast(quarter()), Ok(()));
+    }
+
+    #[test]
     fn each_peer_has_bounds_of_its_own_and_a_single_large_message_passes() {
         let outbox = outbox();
         let send = |to: &str, bytes| outbox.send(&id(to), parcel(bytes).0).map_err(|(error, _)| error);
