@@ -683,8 +683,8 @@ fn weak_point_43_streams_that_say_nothing_do_not_keep_others_out() {
             most
         };
         let (took, most) = tokio::join!(join, sample);
-        // One more may be the joiner's own.
-        assert!((32..=65).contains(&most), "{most} streams open at once");
+        // Half of them; one more may be the joiner's own. The others are for what the node itself begins.
+        assert!((32..=33).contains(&most), "{most} streams open at once");
         assert_eq!(ended(&node), STREAMS as u64);
         assert!(took <= config.tcp_timeout + ms(100), "the joiner had to wait for {took:?}");
         drop(held);
