@@ -198,6 +198,8 @@ fn each_kind_of_bad_packet_has_its_reason() {
         (with(1, 2), WireError::Checksum),
         (with(1, 4), WireError::Compressed),
         (with(1, 8), WireError::Flags),
+        (with(1, 16), WireError::Flags),
+        (with(1, 0x80), WireError::Flags),
         (with(2, 0), WireError::Empty),
         (with(2, 2), WireError::Truncated),
         (nack[..5].to_vec(), WireError::Truncated),
