@@ -34,14 +34,14 @@ mod common;
 mod messages;
 
 use common::access::Access;
-use messages::Placement;
+use messages::{Mode, Placement};
 
 type Error = Box<dyn std::error::Error>;
 
 /// Everything is to have happened within this time.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const USAGE: &str = "measure [--workload converge|steady|broadcast|leave|crash|all|best_effort (default all)] \
+const USAGE: &str = "measure [--workload converge|steady|broadcast|leave|crash|all|best_effort|reliable|ask (default all)] \
                      [--nodes N (default 100)] [--profile lan|wan|local (default lan)] \
                      [--seconds S (default 10)] [--arbiters K (default: cores; 0 = one for each node)] \
                      [--key HEX] [--label NAME] [--size BYTES (default 64)] [--count N (default 1000000)] \
@@ -136,12 +136,19 @@ async fn main() -> ExitCode {
 async fn run(options: &Options) -> Result<bool, Error> {
     raise_open_files(options.nodes);
     if messages::WORKLOADS.contains(&&*options.workload) {
-        let (ok, figures) = messages::run(options).await?;
-        let mut line = messages::head(options).as_object().cloned().unwrap_or_default();
-        line.insert("ok".into(), ok.into());
-        line.extend(figures.as_object().cloned().unwrap_or_default());
-        println!("{}", Value::Object(line));
-        return Ok(ok);
+        let mut all_ok = true;
+        for mode in Mode::of(&options.workload) {
+            let (ok, figures) = messages::run(options, *mode).await?;
+            let mut line = messages::head(options, *mode).as_object().cloned().unwrap_or_default();
+            line.insert("ok".into(), ok.into());
+            line.extend(figures.as_object().cloned().unwrap_or_default());
+            println!("{}", Value::Object(line));
+            all_ok &= ok;
+        }
+        if options.workload != "best_effort" {
+            println!("{}", messages::bare_tcp(options).await?);
+        }
+        return Ok(all_ok);
     }
     let wanted = |workload: &str| options.workload == workload || options.workload == "all";
     let arbiters: Vec<Arbiter> = (0..options.arbiters).map(|_| Arbiter::new()).collect();

@@ -4,6 +4,7 @@
 //! everybody runs ([`Placement`]), the clocks and the output are the same for all.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,16 +13,23 @@ use std::{
 };
 
 use actix::prelude::*;
-use actix_memberlist::{Cluster, Peer, PeerMessage, SendError, Until};
+use actix_memberlist::{Cluster, Peer, PeerMessage, SendError, Sent, Until};
 use bytes::Bytes;
 use cpu_time::ProcessTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 use super::{Error, Options, PATIENCE, round};
 
 /// The workloads of this kind.
-pub(crate) const WORKLOADS: [&str; 1] = ["best_effort"];
+pub(crate) const WORKLOADS: [&str; 3] = ["best_effort", "reliable", "ask"];
+
+/// Messages that are under way at once, when they are pipelined.
+const WINDOW: usize = 2048;
 
 /// Of so many calls one is timed: the clock takes as long as a call.
 const TIMED: u64 = 16;
@@ -64,6 +72,57 @@ impl PeerMessage for Load {
     const KIND: &'static str = "measure.load/1";
 }
 
+/// What is asked: the answer is as long.
+#[derive(Message, Serialize, Deserialize)]
+#[rtype(result = "Bytes")]
+struct Echo {
+    bytes: Bytes,
+}
+
+impl PeerMessage for Echo {
+    const KIND: &'static str = "measure.echo/1";
+}
+
+/// What is done, and whether one waits for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Datagrams.
+    Casts,
+    /// Messages, each of which is acknowledged before the next one is sent. The time is that until then.
+    Serial,
+    /// Messages, of which many are under way. The time is that of the call.
+    Pipelined,
+    /// Questions, one at a time. The time is that until the answer.
+    Asks,
+}
+
+impl Mode {
+    /// Those of a workload, in the order in which they are measured.
+    pub(crate) fn of(workload: &str) -> &'static [Self] {
+        match workload {
+            "reliable" => &[Self::Serial, Self::Pipelined],
+            "ask" => &[Self::Asks],
+            _ => &[Self::Casts],
+        }
+    }
+
+    fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Casts => None,
+            Self::Serial | Self::Asks => Some("serial"),
+            Self::Pipelined => Some("pipelined"),
+        }
+    }
+
+    /// What takes a thread change or two for each message is done so often at most.
+    fn count(self, count: u64) -> u64 {
+        match self {
+            Self::Casts | Self::Pipelined => count,
+            Self::Serial | Self::Asks => count.min(20_000),
+        }
+    }
+}
+
 /// Counts what has come.
 struct Counter(Arc<AtomicU64>);
 
@@ -83,6 +142,14 @@ impl Handler<Load> for Counter {
     }
 }
 
+impl Handler<Echo> for Counter {
+    type Result = MessageResult<Echo>;
+    fn handle(&mut self, m: Echo, _: &mut Context<Self>) -> Self::Result {
+        self.0.fetch_add(1, Relaxed);
+        MessageResult(m.bytes)
+    }
+}
+
 /// What the caller has seen.
 struct Called {
     /// When the first call began, and the last one was over.
@@ -96,7 +163,7 @@ struct Called {
 }
 
 /// Starts the nodes, runs the workload, and says what there is to print.
-pub(crate) async fn run(options: &Options) -> Result<(bool, Value), Error> {
+pub(crate) async fn run(options: &Options, mode: Mode) -> Result<(bool, Value), Error> {
     let placement = options.placement;
     let arbiters = [Arbiter::new(), Arbiter::new()];
     let (sender, receiver) = match placement {
@@ -115,14 +182,14 @@ pub(crate) async fn run(options: &Options) -> Result<(bool, Value), Error> {
     let arrived = Arc::new(AtomicU64::new(0));
     let counter = Counter(arrived.clone());
     let counter = Counter::start_in_arbiter(&receiver.handle(), |_| counter);
-    let _serving = to.serve::<Load>(counter.recipient())?;
+    let _serving = (to.serve::<Load>(counter.clone().recipient())?, to.serve::<Echo>(counter.recipient())?);
     actix::clock::sleep(Duration::from_millis(200)).await;
 
     let peer = from.peer(&to.view().local().id).ok_or("the other node is not there")?;
-    let (size, count, workload) = (options.size, options.count, options.workload.clone());
+    let (size, count) = (options.size, mode.count(options.count));
     let (told, called) = tokio::sync::oneshot::channel();
     let calling = async move |pause: fn() -> Option<Duration>| {
-        let _ = told.send(call(&workload, &peer, size, count, pause).await);
+        let _ = told.send(call(mode, &peer, size, count, pause).await);
     };
     match placement {
         Placement::Apart => {
@@ -166,33 +233,59 @@ pub(crate) async fn run(options: &Options) -> Result<(bool, Value), Error> {
 }
 
 /// What stands in front of the figures.
-pub(crate) fn head(options: &Options) -> Value {
-    json!({
+pub(crate) fn head(options: &Options, mode: Mode) -> Value {
+    let mut head = json!({
         "workload": options.workload,
         "size": options.size,
-        "count": options.count,
+        "count": mode.count(options.count),
         "placement": options.placement.name(),
-    })
+    });
+    if let (Some(mode), Some(head)) = (mode.name(), head.as_object_mut()) {
+        head.insert("mode".into(), mode.into());
+    }
+    head
 }
 
 /// Makes the calls of a workload, one after the other. When there is no room, it waits for `pause`, or lets the others
 /// on its thread have a turn, and tries again.
-async fn call(
-    workload: &str,
-    peer: &Peer,
-    size: usize,
-    count: u64,
-    pause: fn() -> Option<Duration>,
-) -> Called {
+async fn call(mode: Mode, peer: &Peer, size: usize, count: u64, pause: fn() -> Option<Duration>) -> Called {
     let msg = Load { bytes: vec![7; size].into() };
     let (mut errors, mut times) = (0, Vec::with_capacity((count / TIMED) as usize + 1));
+    let echo = Echo { bytes: vec![7; size].into() };
+    let mut under_way = VecDeque::with_capacity(WINDOW);
+    if mode != Mode::Casts {
+        // The link comes up.
+        let _ = peer.ask(&Echo { bytes: Bytes::new() }, PATIENCE).await;
+    }
     let (from, cpu) = (Instant::now(), ProcessTime::now());
     for n in 0..count {
+        if matches!(mode, Mode::Serial | Mode::Asks) {
+            let start = Instant::now();
+            let done = match mode {
+                Mode::Asks => peer.ask(&echo, PATIENCE).await.map(drop).map_err(|error| error.to_string()),
+                _ => match peer.send(&msg) {
+                    Ok(sent) => sent.await.map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                },
+            };
+            times.push(u32::try_from(start.elapsed().as_nanos()).unwrap_or(u32::MAX));
+            if let Err(error) = done {
+                eprintln!("{error}");
+                errors += 1;
+            }
+            continue;
+        }
+        if under_way.len() == WINDOW {
+            // Half of the window is left under way, so that the link has something to do meanwhile.
+            for sent in under_way.drain(..WINDOW / 2) {
+                errors += settled(sent).await;
+            }
+        }
         loop {
             let start = (n % TIMED == 0).then(Instant::now);
-            let sent = match workload {
-                "best_effort" => peer.cast(&msg),
-                other => unreachable!("no workload {other:?}"),
+            let sent = match mode {
+                Mode::Casts => peer.cast(&msg),
+                _ => peer.send(&msg).map(|sent| under_way.push_back(sent)),
             };
             if let Some(start) = start {
                 times.push(u32::try_from(start.elapsed().as_nanos()).unwrap_or(u32::MAX));
@@ -211,7 +304,87 @@ async fn call(
             }
         }
     }
+    for sent in under_way {
+        errors += settled(sent).await;
+    }
     Called { from, to: Instant::now(), cpu, errors, times }
+}
+
+/// 1 if it has not got through.
+async fn settled(sent: Sent) -> u64 {
+    match sent.await {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error}");
+            1
+        }
+    }
+}
+
+/// A ping-pong of so many bytes over bare TCP, between the threads that a workload runs on: each of them hops from the
+/// caller's thread to the first node's, from there over loopback to the second's and back, and home. As many hops as
+/// an acknowledged message takes, without anything else.
+pub(crate) async fn bare_tcp(options: &Options) -> Result<Value, Error> {
+    let arbiters = [Arbiter::new(), Arbiter::new()];
+    let (sender, receiver) = match options.placement {
+        Placement::OneArbiter => (&arbiters[0], &arbiters[0]),
+        _ => (&arbiters[0], &arbiters[1]),
+    };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let (at, size) = (listener.local_addr()?, options.size.max(1));
+    listener.set_nonblocking(true)?;
+    receiver.spawn(async move {
+        let Ok(listener) = TcpListener::from_std(listener) else { return };
+        let Ok((mut stream, _)) = listener.accept().await else { return };
+        let _ = stream.set_nodelay(true);
+        let mut buf = vec![0; size];
+        while stream.read_exact(&mut buf).await.is_ok() && stream.write_all(&buf).await.is_ok() {}
+    });
+    let count = Mode::Serial.count(options.count);
+    // A ball is thrown by the caller, and comes back over the other side.
+    type Ball = tokio::sync::oneshot::Sender<()>;
+    let (throw, mut thrown) = tokio::sync::mpsc::unbounded_channel::<Ball>();
+    let play = async move {
+        let Ok(mut stream) = TcpStream::connect(at).await else { return };
+        let _ = stream.set_nodelay(true);
+        let mut buf = vec![7; size];
+        while let Some(home) = thrown.recv().await {
+            if stream.write_all(&buf).await.is_err() || stream.read_exact(&mut buf).await.is_err() {
+                return;
+            }
+            let _ = home.send(());
+        }
+    };
+    let (told, times) = tokio::sync::oneshot::channel();
+    let call = async move {
+        let mut times = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let start = Instant::now();
+            let (home, back) = tokio::sync::oneshot::channel();
+            if throw.send(home).is_err() || back.await.is_err() {
+                break;
+            }
+            times.push(u32::try_from(start.elapsed().as_nanos()).unwrap_or(u32::MAX));
+        }
+        let _ = told.send(times);
+    };
+    sender.spawn(play);
+    match options.placement {
+        Placement::Apart => drop(std::thread::spawn(|| System::new().block_on(call))),
+        _ => drop(sender.spawn(call)),
+    }
+    let mut times = times.await?;
+    times.sort_unstable();
+    let at = |share: f64| times.get((times.len() as f64 * share) as usize).map_or(0.0, |ns| f64::from(*ns));
+    Ok(json!({
+        "workload": "bare_tcp",
+        "size": size,
+        "count": count,
+        "placement": options.placement.name(),
+        "ok": times.len() as u64 == count,
+        "p50_us": round(at(0.5) / 1000.0),
+        "p99_us": round(at(0.99) / 1000.0),
+    }))
 }
 
 /// Waits until all have arrived, or no more do, and says when the last one did.
