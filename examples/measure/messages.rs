@@ -13,7 +13,7 @@ use std::{
 };
 
 use actix::prelude::*;
-use actix_memberlist::{Cluster, Peer, PeerMessage, SendError, Sent, Until};
+use actix_memberlist::{Cluster, Peer, PeerMessage, SendError, Until};
 use bytes::Bytes;
 use cpu_time::ProcessTime;
 use serde::{Deserialize, Serialize};
@@ -28,8 +28,9 @@ use super::{Error, Options, PATIENCE, round};
 /// The workloads of this kind.
 pub(crate) const WORKLOADS: [&str; 3] = ["best_effort", "reliable", "ask"];
 
-/// Messages that are under way at once, when they are pipelined.
-const WINDOW: usize = 2048;
+/// Messages that are under way at once, when they are pipelined: as many as wait for a handler at most, which says
+/// "busy" to more.
+const WINDOW: usize = 1024;
 
 /// Of so many calls one is timed: the clock takes as long as a call.
 const TIMED: u64 = 16;
@@ -252,7 +253,7 @@ async fn call(mode: Mode, peer: &Peer, size: usize, count: u64, pause: fn() -> O
     let msg = Load { bytes: vec![7; size].into() };
     let (mut errors, mut times) = (0, Vec::with_capacity((count / TIMED) as usize + 1));
     let echo = Echo { bytes: vec![7; size].into() };
-    let mut under_way = VecDeque::with_capacity(WINDOW);
+    let (mut first, mut under_way) = (true, VecDeque::with_capacity(WINDOW));
     if mode != Mode::Casts {
         // The link comes up.
         let _ = peer.ask(&Echo { bytes: Bytes::new() }, PATIENCE).await;
@@ -269,16 +270,13 @@ async fn call(mode: Mode, peer: &Peer, size: usize, count: u64, pause: fn() -> O
                 },
             };
             times.push(u32::try_from(start.elapsed().as_nanos()).unwrap_or(u32::MAX));
-            if let Err(error) = done {
-                eprintln!("{error}");
-                errors += 1;
-            }
+            errors += failed(&mut first, done);
             continue;
         }
         if under_way.len() == WINDOW {
             // Half of the window is left under way, so that the link has something to do meanwhile.
             for sent in under_way.drain(..WINDOW / 2) {
-                errors += settled(sent).await;
+                errors += failed(&mut first, sent.await);
             }
         }
         loop {
@@ -297,25 +295,26 @@ async fn call(mode: Mode, peer: &Peer, size: usize, count: u64, pause: fn() -> O
                     None => tokio::task::yield_now().await,
                 },
                 Err(error) => {
-                    eprintln!("{error}");
-                    errors += 1;
+                    errors += failed(&mut first, Err::<(), _>(error));
                     break;
                 }
             }
         }
     }
     for sent in under_way {
-        errors += settled(sent).await;
+        errors += failed(&mut first, sent.await);
     }
     Called { from, to: Instant::now(), cpu, errors, times }
 }
 
-/// 1 if it has not got through.
-async fn settled(sent: Sent) -> u64 {
-    match sent.await {
-        Ok(()) => 0,
+/// 1 if it has not got through. The first one is printed.
+fn failed<T, E: std::fmt::Display>(first: &mut bool, outcome: Result<T, E>) -> u64 {
+    match outcome {
+        Ok(_) => 0,
         Err(error) => {
-            eprintln!("{error}");
+            if std::mem::take(first) {
+                eprintln!("{error}");
+            }
             1
         }
     }
