@@ -1,14 +1,14 @@
 //! Messages between peers over their links: told, asked, to many, through a `Recipient`, and while a node leaves.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{cell::RefCell, io, rc::Rc, time::Duration};
 
-use actix::{Actor, Context, Handler, Message, MessageResult};
+use actix::{Actor, Context, Handler, Message, MessageResult, ResponseFuture};
 use actix_memberlist::{
     AskError, Cause, Cluster, Config, FromPeer, Lane, LinkEvent, NotSent, Peer, PeerMessage, Select,
-    SendError,
+    SendError, Upload,
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, future::join_all};
+use futures_util::{Stream, StreamExt, future::join_all};
 use memberlist_tests::{World, addr, paused};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
@@ -277,5 +277,75 @@ fn who_leaves_brings_home_what_it_has_taken_and_counts_what_it_has_not() {
         world.nodes[0].join(&[&addr(1).to_string()]).await.expect("it joins");
         let to = peer(&world, 0, 1);
         assert_eq!(to.send(&Alarm(1)).expect("there is room").await, Ok(()));
+    });
+}
+
+/// So many bytes are to come.
+#[derive(Message, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[rtype(result = "(u64, bool)")]
+struct Store {
+    /// Stop reading after so many.
+    at_most: u64,
+}
+
+impl PeerMessage for Store {
+    const KIND: &'static str = "store/1";
+}
+
+impl Handler<Upload<Store>> for Desk {
+    type Result = ResponseFuture<(u64, bool)>;
+    fn handle(&mut self, mut m: Upload<Store>, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(async move {
+            let mut read = 0;
+            while read < m.head.at_most {
+                match m.body.next().await {
+                    Some(Ok(piece)) => read += piece.len() as u64,
+                    Some(Err(_)) => return (read, false),
+                    None => return (read, true),
+                }
+            }
+            (read, true)
+        })
+    }
+}
+
+fn pieces(n: u64, len: usize) -> impl Stream<Item = io::Result<Bytes>> + Send {
+    futures_util::stream::iter((0..n).map(move |_| Ok(Bytes::from(vec![3; len]))))
+}
+
+#[test]
+fn an_upload_of_any_length_arrives_and_is_answered_once_it_is_read_or_before() {
+    paused(async {
+        let world = World::cluster(9, Config::lan(), 2).await;
+        let to = peer(&world, 0, 1);
+        let all = Store { at_most: u64::MAX };
+        let unserved = to.upload(&all, pieces(1, 1)).await;
+        assert_eq!(unserved, Err(AskError::NotSent(NotSent::Never(Cause::NoHandler))));
+        let desk = Desk::default().start();
+        world.nodes[1].serve_upload::<Store>(desk.recipient()).expect("it runs").detach();
+        for (n, len) in [(0, 0), (1, 1), (3, 200_000), (500, 64 << 10)] {
+            let answer = to.upload(&all, pieces(n, len)).await;
+            assert_eq!(answer, Ok((n * len as u64, true)), "{n} pieces of {len} bytes");
+        }
+        // A reader that has had enough answers, and what is left of a body without an end is not sent.
+        let endless = futures_util::stream::repeat_with(|| Ok(Bytes::from(vec![3; 1000])));
+        let some = to.upload(&Store { at_most: 10_000 }, endless).await;
+        assert_eq!(some, Ok((10_000, true)));
+        // A body that fails is cut off, and the reader knows.
+        let broken = pieces(3, 10).chain(futures_util::stream::iter([Err(io::Error::other("disk"))]));
+        assert_eq!(to.upload(&all, broken).await, Err(AskError::Body("disk".into())));
+        // A peer that dies meanwhile.
+        let slow = futures_util::stream::unfold((), async |()| {
+            sleep(Duration::from_secs(1)).await;
+            Some((Ok(Bytes::from_static(b"x")), ()))
+        });
+        let uploading = to.upload(&all, Box::pin(slow));
+        let dying = async {
+            sleep(Duration::from_secs(3)).await;
+            world.kill(1).await;
+        };
+        let (outcome, ()) = tokio::join!(timeout(Duration::from_secs(90), uploading), dying);
+        let outcome = outcome.expect("in time");
+        assert!(matches!(outcome, Err(AskError::NotSent(NotSent::Unknown(_)))), "{outcome:?}");
     });
 }

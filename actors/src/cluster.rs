@@ -48,6 +48,7 @@ use crate::{
     routes::Serving,
     select::{self, Fanout, Select},
     typed::{self, FromPeer, PeerMessage},
+    uploads::Upload,
 };
 
 /// States that wait to be merged.
@@ -484,6 +485,17 @@ impl Cluster {
     pub fn serve_from<M: PeerMessage>(&self, to: Recipient<FromPeer<M>>) -> Result<Subscription, Stopped> {
         typed::check::<M>();
         self.open(|number| Serving::from_peer(number, to))
+    }
+
+    /// Gives an actor the messages of a type that have a body behind them ([`Peer::upload`]), each as an [`Upload`] that
+    /// begins; 64 of them may have no answer yet, more are refused. The answer may come before the body's end: then
+    /// the rest is not sent. Other messages of the type go to the handler of [`serve`](Self::serve).
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn serve_upload<M: PeerMessage>(&self, to: Recipient<Upload<M>>) -> Result<Subscription, Stopped> {
+        typed::check::<M>();
+        self.open(|number| Serving::upload(number, to))
     }
 
     /// Sends an actor the bytes that users of other nodes broadcast, or send to this node: those without a type.

@@ -198,6 +198,9 @@ pub enum AskError {
     /// The peer's handler stopped, or panicked, before it answered.
     #[error("the handler is gone")]
     HandlerGone,
+    /// The body of an upload has failed: its own error.
+    #[error("the body cannot be read: {0}")]
+    Body(String),
     /// The answer is no `Result` of the message here: what is wrong with it.
     #[error("the answer cannot be read: {0}")]
     Reply(String),

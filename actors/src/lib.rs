@@ -40,7 +40,7 @@
 //!             └──► Delegates (user messages)
 //! ```
 //!
-//! These five live on one thread, under a [`supervisor`] that restarts one that panics. The rules they ask are
+//! These five, and a PeerLink for each peer that is sent something over a stream, live on one thread, under a [`supervisor`] that restarts one that panics. The rules they ask are
 //! in the crate [`memberlist_protocol`], which knows neither actors nor sockets.
 
 mod advertise;
@@ -86,6 +86,7 @@ pub mod supervisor;
 pub mod trace;
 mod transport;
 mod typed;
+mod uploads;
 
 pub use self::metrics::{Histogram, InboxMetrics, Metrics};
 pub use builder::{ClusterBuilder, DEFAULT_PORT};
@@ -119,6 +120,7 @@ pub use rollout::Rollout;
 pub use select::{Fanout, Select};
 pub use store::{FileStore, Store};
 pub use typed::{FromPeer, Lane, PeerMessage};
+pub use uploads::{Body, Upload};
 
 /// Injected panics, for tests.
 #[cfg(feature = "testing")]

@@ -30,6 +30,7 @@ use crate::{
     pump::{Pump, Subscribing},
     questions::{Admit, Sharing},
     routes::Serving,
+    uploads::Outgoing,
 };
 
 /// Where an answer goes. When it is dropped, whoever waits gets an error.
@@ -259,6 +260,8 @@ pub(crate) enum ToTransport {
     StreamPing { seq: u32, target: NodeId, addr: SocketAddr, deadline: Instant },
     /// From NodeState: exchange states with a member.
     PushPull { addr: SocketAddr, why: Exchange },
+    /// From the handle: bring an upload to a peer.
+    Upload(Outgoing),
     /// From the handle: a peer that nothing was sent to before is to have a link.
     Link { link: Arc<Link> },
     /// From BroadcastQueue: send a farewell to these members now, and say to how many it went.
@@ -274,6 +277,7 @@ impl Item for ToTransport {
         Packet {} => "packet",
         StreamPing {} => "stream_ping",
         Link {} => "link",
+        Upload(_) => "upload",
         PushPull {} => "push_pull",
         Farewell {} => "farewell",
         Order {} => "order",

@@ -1,6 +1,7 @@
 //! One other member, and what can be sent to it.
 
 use std::{
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -12,13 +13,14 @@ use std::{
 
 use actix::Recipient;
 use bytes::Bytes;
+use futures_core::Stream;
 use memberlist_protocol::{
     link::Lane,
     member::{Member, NodeId},
     wire::codec,
 };
 use tokio::{
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
 };
 
@@ -28,9 +30,11 @@ use crate::{
     fate::Fate,
     handle::Handle,
     link::{Letter, Link, LinkStatus, What},
+    messages::ToTransport,
     relay,
     ring::Doors,
     typed::{self, PeerMessage},
+    uploads::{self, Piece},
 };
 
 /// Another member. It does not keep the node running, and may outlive the member: then sending is an error.
@@ -164,6 +168,71 @@ impl Peer {
             })?;
             codec::decode_payload(&bytes).map_err(|error| AskError::Reply(error.to_string()))
         }
+    }
+
+    /// Sends a message with a body of any length behind it to its actor
+    /// ([`Cluster::serve_upload`](crate::Cluster::serve_upload)), on a connection of its own, and waits for what that
+    /// says. The body is asked for its pieces as fast as the actor reads them, and dropped when that has answered. An
+    /// error of the body cuts the upload off. Dropping the future does so as well.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), but for [`AskError::Timeout`]; [`AskError::Body`] with the body's own error;
+    /// `NotSent::Never(Busy)` when either side has no room for another stream, or the handler has 64 uploads to do.
+    pub async fn upload<M: PeerMessage>(
+        &self,
+        head: &M,
+        body: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<M::Result, AskError> {
+        let head = typed::encode(head).map_err(AskError::Send)?;
+        let (len, max) = (head.len(), self.doors().config.max_ordered_size);
+        if len > max {
+            return Err(AskError::Send(SendError::TooLarge { len, max }));
+        }
+        if self.member().is_none() {
+            return Err(AskError::Send(gone(self.doors())));
+        }
+        let (sender, pieces) = mpsc::channel(uploads::WAITING);
+        let (reply, answer) = oneshot::channel();
+        let upload = uploads::Outgoing { to: self.id.clone(), kind: M::KIND, head, pieces, reply };
+        let command = self.doors().transport.command(ToTransport::Upload(upload));
+        command.map_err(|refused| AskError::Send(refused.into()))?;
+        let mut answer = std::pin::pin!(answer);
+        let mut body = std::pin::pin!(body);
+        let mut rest = Bytes::new();
+        let mut open = Some(sender);
+        let told = loop {
+            let Some(sender) = &open else { break answer.await };
+            if rest.is_empty() {
+                let piece = tokio::select! {
+                    biased;
+                    told = &mut answer => break told,
+                    piece = std::future::poll_fn(|cx| body.as_mut().poll_next(cx)) => piece,
+                };
+                match piece {
+                    Some(Ok(bytes)) => rest = bytes,
+                    Some(Err(error)) => return Err(AskError::Body(error.to_string())),
+                    None => {
+                        let _ = sender.send(Piece::End).await;
+                        open = None;
+                    }
+                }
+                continue;
+            }
+            let piece = rest.split_to(rest.len().min(uploads::PIECE));
+            tokio::select! {
+                biased;
+                told = &mut answer => break told,
+                sent = sender.send(Piece::Bytes(piece)) => if sent.is_err() {
+                    open = None;
+                },
+            }
+        };
+        let lost = |_| {
+            let cause = if self.doors().stopped.load(Relaxed) { Cause::Stopped } else { Cause::Lost };
+            Err(AskError::NotSent(NotSent::Unknown(cause)))
+        };
+        let bytes = told.unwrap_or_else(lost)?;
+        codec::decode_payload(&bytes).map_err(|error| AskError::Reply(error.to_string()))
     }
 
     /// An address of an actor that passes messages on to this member: a remote member where a

@@ -14,16 +14,21 @@ use std::{cell::RefCell, collections::BTreeMap, marker::PhantomData, rc::Rc, tas
 
 use actix::Recipient;
 use bytes::Bytes;
-use memberlist_protocol::wire::{codec, message::Receipt};
+use memberlist_protocol::{
+    member::NodeId,
+    wire::{codec, message::Receipt},
+};
+use tokio::sync::oneshot;
 
 use crate::{
-    answers::Answer,
+    answers::{Answer, Answered},
     events::{Sender, UserBytes},
     logs::{Line, say},
     metrics::Lost,
     ring::Ring,
     supervisor::catch,
     typed::{FromPeer, PeerMessage},
+    uploads::{Body, Receiver, Receives, Upload},
 };
 
 mod pump;
@@ -97,6 +102,14 @@ impl Serving {
         }))
     }
 
+    /// Messages of one type with bodies.
+    pub(crate) fn upload<M: PeerMessage>(number: u64, to: Recipient<Upload<M>>) -> Self {
+        Self(Box::new(move |ring| {
+            let route: Rc<dyn Receives> = Rc::new(Receiver::new(to));
+            ring.routes.table.borrow_mut().uploads.insert(M::KIND, (number, route));
+        }))
+    }
+
     /// Opens the way to the handler.
     pub(crate) fn open(self, ring: &Ring) {
         (self.0)(ring);
@@ -114,9 +127,29 @@ struct Table {
     /// By KIND: those of this program, never a peer's.
     typed: BTreeMap<&'static str, (u64, Rc<dyn Route>)>,
     bytes: Vec<(u64, Rc<Queue<UserBytes>>)>,
+    uploads: BTreeMap<&'static str, (u64, Rc<dyn Receives>)>,
 }
 
 impl Routes {
+    /// Gives an upload that begins to its handler; the answer comes when that has one.
+    pub(crate) fn upload(
+        &self,
+        ring: &Ring,
+        kind: &str,
+        from: NodeId,
+        head: &[u8],
+        body: Body,
+    ) -> Result<oneshot::Receiver<Answered>, Receipt> {
+        let route = self.table.borrow().uploads.get(kind).map(|(_, route)| route.clone());
+        match route.filter(|route| route.is_open()) {
+            Some(route) => route.begin(ring, from, head, body),
+            None => {
+                ring.counters.drop(Lost::NoHandler);
+                Err(Receipt::NoHandler)
+            }
+        }
+    }
+
     /// Puts what has come into the queue of its handler, and says whether it lies there. Only then will a question
     /// be answered, and never before this returns; else the receipt is all that the asker gets.
     pub(crate) fn deliver(&self, ring: &Ring, arrived: Arrived<'_>) -> Receipt {
@@ -170,6 +203,7 @@ impl Routes {
     /// Ends one subscription at once.
     pub(crate) fn remove(&self, number: u64) {
         let mut table = self.table.borrow_mut();
+        table.uploads.retain(|_, (n, _)| *n != number);
         let typed = table.typed.iter().find(|(_, (n, _))| *n == number).map(|(kind, _)| *kind);
         let typed = typed.and_then(|kind| table.typed.remove(kind));
         let bytes = table.bytes.iter().position(|(n, _)| *n == number).map(|at| table.bytes.remove(at));

@@ -35,6 +35,7 @@ use sending::Outgoing;
 
 use crate::{
     errors::JoinError,
+    errors::{AskError, Cause, NotSent},
     exchanges,
     inbox::{self, Alarm, Turns},
     link,
@@ -46,6 +47,7 @@ use crate::{
     sources::{Accepted, Sources, Turn},
     streams::{self, Permit},
     supervisor::Child,
+    uploads,
 };
 
 mod delivering;
@@ -261,6 +263,13 @@ impl Transport {
                 }
             }
             ToTransport::Link { link } => link::start(&self.ring, link),
+            ToTransport::Upload(upload) => match self.permit(Use::Own) {
+                Some(permit) => self.ring.spawn("upload", uploads::send(self.ring.clone(), permit, upload)),
+                None => {
+                    let busy = AskError::NotSent(NotSent::Never(Cause::Busy));
+                    drop(upload.reply.send(Err(busy)));
+                }
+            },
             ToTransport::PushPull { addr, why } => {
                 let Some(permit) = self.permit(Use::Own) else { return };
                 let ring = self.ring.clone();

@@ -129,6 +129,8 @@ pub enum StreamKind {
     Link,
     /// An order about keys, labels and seals.
     Order,
+    /// A message with a body behind it.
+    Upload,
 }
 
 impl StreamKind {
@@ -139,6 +141,7 @@ impl StreamKind {
             Self::Ping => 2,
             Self::Link => 3,
             Self::Order => 4,
+            Self::Upload => 5,
         }
     }
 
@@ -147,7 +150,7 @@ impl StreamKind {
     /// # Errors
     /// [`WireError::Kind`].
     pub fn of(byte: u8) -> Result<Self, WireError> {
-        [Self::PushPull, Self::Ping, Self::Link, Self::Order]
+        [Self::PushPull, Self::Ping, Self::Link, Self::Order, Self::Upload]
             .into_iter()
             .find(|kind| kind.byte() == byte)
             .ok_or(WireError::Kind)

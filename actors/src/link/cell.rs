@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use super::LinkEvent;
 use crate::{
+    answers,
     errors::{AskError, Cause, NotSent, SendError},
     fate::Fate,
     inbox::Inbox,
@@ -314,14 +315,7 @@ impl Link {
         let (next, reply) = (state.answers, state.questions.remove(&question));
         drop(state);
         if let Some(reply) = reply {
-            let answer = match how {
-                How::Reply => Ok(Bytes::copy_from_slice(payload)),
-                How::HandlerGone => Err(AskError::HandlerGone),
-                How::Unfit => {
-                    let why = String::from_utf8_lossy(&payload[..payload.len().min(200)]);
-                    Err(AskError::Reply(why.chars().filter(|c| !c.is_control()).collect()))
-                }
-            };
+            let answer = answers::told(how, Bytes::copy_from_slice(payload));
             let _ = reply.send(answer);
         }
         Ok(next)

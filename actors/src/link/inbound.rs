@@ -338,11 +338,7 @@ impl AnswerBox {
 
 impl Answers for AnswerBox {
     fn answer(&self, question: u64, answered: Answered) {
-        let (how, bytes) = match answered {
-            Answered::Reply(bytes) => (How::Reply, bytes),
-            Answered::HandlerGone => (How::HandlerGone, Bytes::new()),
-            Answered::Unfit(why) => (How::Unfit, Bytes::from(why)),
-        };
+        let (how, bytes) = answered.split();
         let lane = Lane::of((question & 3) as u8).unwrap_or(Lane::Ordered);
         let given = Given { lane, question: question >> 2, how, bytes };
         let len = given.bytes.len();

@@ -8,7 +8,6 @@ use std::{
 };
 
 use actix::{MailboxError, dev::SendError};
-use memberlist_protocol::wire::codec;
 use serde::Serialize;
 
 use super::{
@@ -57,27 +56,13 @@ fn end<R: Serialize>(doors: &Doors, request: Request, result: Result<R, MailboxE
     match (result, request.answer) {
         // A result's `Drop` is the user's.
         (Ok(result), None) => drop(catch(|| drop(result))),
-        (Ok(result), Some(answer)) => answer.give(encoded(result, doors.config.max_message_size)),
+        (Ok(result), Some(answer)) => answer.give(Answered::encode(result, doors.config.max_message_size)),
         (Err(_), answer) => {
             doors.counters.drop(Lost::HandlerGone);
             if let Some(answer) = answer {
                 answer.give(Answered::HandlerGone);
             }
         }
-    }
-}
-
-fn encoded(result: impl Serialize, max: usize) -> Answered {
-    let mut out = Vec::new();
-    let encoded = catch(|| {
-        let encoded = codec::encode_payload(&result, &mut out);
-        drop(result);
-        encoded
-    });
-    match encoded {
-        Ok(Ok(())) if out.len() <= max => Answered::Reply(out.into()),
-        Ok(Ok(())) => Answered::Unfit(format!("the reply has {} bytes; at most {max} fit", out.len())),
-        Ok(Err(why)) | Err(why) => Answered::Unfit(why),
     }
 }
 
