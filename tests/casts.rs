@@ -6,7 +6,7 @@ use std::{cell::RefCell, rc::Rc, time::Duration};
 use actix::{Actor, AsyncContext, Context, Handler, Message, WrapFuture};
 use actix_memberlist::{
     Cluster, Config, FromPeer, Key, NodeId, Peer, PeerMessage, SendError, Subscription, UserBytes,
-    network::memory::Tap,
+    network::memory::{Link, Tap},
 };
 use bytes::Bytes;
 use memberlist_tests::{World, addr, paused};
@@ -118,6 +118,18 @@ fn id(world: &World, i: usize) -> NodeId {
     world.nodes[i].view().local().id.clone()
 }
 
+/// Nodes on a network that brings datagrams in order.
+async fn cluster(seed: u64, config: Config, n: usize) -> World {
+    let world = World::cluster(seed, config, n).await;
+    in_order(&world);
+    world
+}
+
+fn in_order(world: &World) {
+    let latency = Duration::from_millis(1)..Duration::from_millis(1);
+    world.network.set_default(Link { latency, ..Link::default() });
+}
+
 fn peer(world: &World, from: usize, to: usize) -> Peer {
     world.nodes[from].peer(&id(world, to)).expect("it is there")
 }
@@ -130,7 +142,7 @@ fn quiet() -> Config {
 #[test]
 fn casts_of_one_turn_leave_in_few_datagrams_and_arrive_complete_and_in_order() {
     paused(async {
-        let world = World::cluster(1, quiet(), 3).await;
+        let world = cluster(1, quiet(), 3).await;
         let ears = [1, 2].map(|i| listen(&world.nodes[i], Duration::ZERO));
         let peers = [peer(&world, 0, 1), peer(&world, 0, 2)];
         sleep(Duration::from_millis(10)).await;
@@ -149,21 +161,21 @@ fn casts_of_one_turn_leave_in_few_datagrams_and_arrive_complete_and_in_order() {
                 heard.notes.len() == 1000 && heard.ticks == 10 && heard.bytes.len() == 10
             })
             .await;
-            assert_eq!(ear.numbers(), (0..1000).collect::<Vec<_>>());
+            assert!(ear.numbers().into_iter().eq(0..1000));
             assert!(ear.heard.borrow().notes.iter().all(|(from, _)| *from == id(&world, 0)));
             let bytes: Vec<_> = (0..10).map(|n| Bytes::from(format!("{}", n * 100))).collect();
             assert_eq!(ear.heard.borrow().bytes, bytes);
         }
         // 53 bytes each, with what is around them; a packet has room for 1,300 and more.
         let packets = world.nodes[0].metrics().packets_sent - before;
-        assert!((90..110).contains(&packets), "{packets} packets");
+        assert!((80..110).contains(&packets), "{packets} packets");
     });
 }
 
 #[test]
 fn a_caller_that_is_faster_than_the_node_is_told_and_what_was_taken_arrives() {
     paused(async {
-        let world = World::cluster(2, quiet(), 2).await;
+        let world = cluster(2, quiet(), 2).await;
         let ear = listen(&world.nodes[1], Duration::ZERO);
         let to = peer(&world, 0, 1);
         let (mut taken, mut full) = (0, 0);
@@ -182,7 +194,7 @@ fn a_caller_that_is_faster_than_the_node_is_told_and_what_was_taken_arrives() {
         }
         assert!(taken > 5 * 4000, "{taken} taken, {full} times full");
         ear.until("all", |heard| heard.notes.len() as u32 == taken).await;
-        assert_eq!(ear.numbers(), (0..taken).collect::<Vec<_>>());
+        assert!(ear.numbers().into_iter().eq(0..taken));
         assert_eq!(world.nodes[0].metrics().user_messages_waiting, 0);
         assert_eq!(world.nodes[1].metrics().dropped["handler_busy"], 0);
     });
@@ -191,7 +203,7 @@ fn a_caller_that_is_faster_than_the_node_is_told_and_what_was_taken_arrives() {
 #[test]
 fn a_cast_that_is_too_large_says_what_would_fit_and_that_fits() {
     paused(async {
-        let world = World::cluster(3, quiet(), 2).await;
+        let world = cluster(3, quiet(), 2).await;
         let ear = listen(&world.nodes[1], Duration::ZERO);
         let to = peer(&world, 0, 1);
         let of = |len: usize| Note { number: len as u32, text: vec![1; len].into() };
@@ -210,7 +222,7 @@ fn a_cast_that_is_too_large_says_what_would_fit_and_that_fits() {
 #[test]
 fn casts_for_a_run_that_is_gone_reach_nobody_else() {
     paused(async {
-        let mut world = World::cluster(4, quiet(), 2).await;
+        let mut world = cluster(4, quiet(), 2).await;
         let old = peer(&world, 0, 1);
         world.kill(1).await;
         // Another run takes the address; the first node has not heard of it.
@@ -244,12 +256,13 @@ fn casts_are_sealed_where_everything_is() {
         world.wait_until(SOON, known).await.expect("it is seen");
         let (tap, ear) = (Tap::default(), listen(&world.nodes[1], Duration::ZERO));
         world.network.tap(tap.clone());
+        in_order(&world);
         let to = peer(&world, 0, 1);
         for n in 0..500 {
             to.cast(&note(n)).expect("there is room");
         }
         ear.until("all", |heard| heard.notes.len() == 500).await;
-        assert_eq!(ear.numbers(), (0..500).collect::<Vec<_>>());
+        assert!(ear.numbers().into_iter().eq(0..500));
         let datagrams = tap.datagrams();
         let plain = |bytes: &[u8]| bytes.windows(10).any(|window| *window == [7; 10]);
         assert!(datagrams.len() >= 20 && !datagrams.iter().any(|datagram| plain(&datagram.bytes)));
@@ -259,7 +272,7 @@ fn casts_are_sealed_where_everything_is() {
 #[test]
 fn a_handler_that_is_slow_loses_some_of_its_own_and_keeps_no_other_from_getting_all() {
     paused(async {
-        let world = World::cluster(6, quiet(), 2).await;
+        let world = cluster(6, quiet(), 2).await;
         let ear = listen(&world.nodes[1], SOON);
         let to = peer(&world, 0, 1);
         for n in 0..3000 {
@@ -276,7 +289,7 @@ fn a_handler_that_is_slow_loses_some_of_its_own_and_keeps_no_other_from_getting_
 #[test]
 fn what_a_network_does_not_take_waits_and_leaves_when_it_does() {
     paused(async {
-        let world = World::cluster(7, quiet(), 2).await;
+        let world = cluster(7, quiet(), 2).await;
         let ear = listen(&world.nodes[1], Duration::ZERO);
         let to = peer(&world, 0, 1);
         world.network.pause(addr(0));
@@ -288,7 +301,7 @@ fn what_a_network_does_not_take_waits_and_leaves_when_it_does() {
         assert_eq!(world.nodes[0].metrics().user_messages_waiting, 1000);
         world.network.resume(addr(0));
         ear.until("all", |heard| heard.notes.len() == 1000).await;
-        assert_eq!(ear.numbers(), (0..1000).collect::<Vec<_>>());
+        assert!(ear.numbers().into_iter().eq(0..1000));
         assert_eq!(world.nodes[0].metrics().dropped["would_block"], 0);
     });
 }
@@ -296,7 +309,7 @@ fn what_a_network_does_not_take_waits_and_leaves_when_it_does() {
 #[test]
 fn a_flood_of_casts_leaves_pings_answered() {
     paused(async {
-        let world = World::cluster(8, Config::lan(), 3).await;
+        let world = cluster(8, Config::lan(), 3).await;
         // The handler takes nothing: all that can fill up is full.
         let _ear = listen(&world.nodes[1], Duration::from_secs(1000));
         let to = peer(&world, 0, 1);

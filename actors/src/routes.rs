@@ -170,12 +170,25 @@ impl Routes {
 
     /// Whether the handlers of that kind have room for `more` messages, as far as it is worth waiting for that; else
     /// the waker is called once they may have.
-    pub(crate) fn take(&self, kind: &str, more: usize, waker: &Waker) -> bool {
+    pub(crate) fn takes(&self, kind: &str, more: usize, waker: &Waker) -> bool {
         let table = self.table.borrow();
         if kind.is_empty() {
             return table.bytes.iter().all(|(_, queue)| queue.takes(more, waker));
         }
         table.typed.get(kind).is_none_or(|(_, route)| route.takes(more, waker))
+    }
+
+    /// Nobody waits any more for room for `more` messages of that kind, until there is plenty.
+    pub(crate) fn give_up(&self, kind: &str, more: usize) {
+        let table = self.table.borrow();
+        if kind.is_empty() {
+            let full = table.bytes.iter().filter(|(_, queue)| !queue.takes(more, Waker::noop()));
+            full.for_each(|(_, queue)| queue.give_up());
+        } else if let Some((_, route)) = table.typed.get(kind)
+            && !route.takes(more, Waker::noop())
+        {
+            route.give_up();
+        }
     }
 
     /// Each handler gets them.
@@ -249,6 +262,7 @@ fn refused(answer: Option<Answer>, receipt: Receipt) -> Receipt {
 trait Route {
     fn is_open(&self) -> bool;
     fn takes(&self, more: usize, waker: &Waker) -> bool;
+    fn give_up(&self);
     fn deliver(&self, ring: &Ring, arrived: Arrived<'_>) -> Receipt;
     fn close(&self);
     fn abandon(&self);
@@ -274,6 +288,10 @@ where
 
     fn takes(&self, more: usize, waker: &Waker) -> bool {
         self.queue.takes(more, waker)
+    }
+
+    fn give_up(&self) {
+        self.queue.give_up();
     }
 
     fn deliver(&self, ring: &Ring, arrived: Arrived<'_>) -> Receipt {

@@ -124,10 +124,15 @@ impl Bundle {
         std::iter::from_fn(next).count()
     }
 
-    /// The kind of the first part.
-    pub fn first_kind(&self) -> Option<&str> {
-        let (part, _) = split(&self.0).ok().flatten()?;
-        std::str::from_utf8(part.kind).ok()
+    /// The kinds in order, each once in a row.
+    pub fn kinds(&self) -> impl Iterator<Item = &str> {
+        let mut rest = &self.0[..];
+        let next = move || {
+            let (part, after) = split(rest).ok().flatten()?;
+            rest = after;
+            Some((!part.same).then_some(part.kind))
+        };
+        std::iter::from_fn(next).flatten().filter_map(|kind| std::str::from_utf8(kind).ok())
     }
 
     /// The parts in order: kind and bytes.
@@ -201,6 +206,8 @@ mod tests {
         let expected = parts.map(|(kind, bytes)| (kind.to_owned(), Bytes::from(bytes)));
         assert_eq!((of(&bundler), bundler.parts()), (expected.to_vec(), 5));
         assert_eq!(bundler.as_bytes().len(), 5 * HEAD + 2 * 3 + 3 + 3 + 4 + 3);
+        let bundle = Bundle::read(bundler.as_bytes()).unwrap();
+        assert_eq!((bundle.kinds().collect::<Vec<_>>(), bundle.count()), (vec!["a/1", "", "a/1"], 5));
     }
 
     #[test]

@@ -38,6 +38,8 @@ struct Waiting<T> {
     pump: Option<Waker>,
     /// Who has more for it, and waits for room.
     filler: Option<Waker>,
+    /// Those who waited for room have waited in vain.
+    stuck: bool,
 }
 
 /// The queue of one handler. It stays on the node's thread.
@@ -48,7 +50,14 @@ pub(super) struct Queue<T: Handled> {
 
 impl<T: Handled> Queue<T> {
     pub(super) fn new(to: Recipient<T>) -> Rc<Self> {
-        let waiting = Waiting { items: VecDeque::new(), bytes: 0, closed: false, pump: None, filler: None };
+        let waiting = Waiting {
+            items: VecDeque::new(),
+            bytes: 0,
+            closed: false,
+            pump: None,
+            filler: None,
+            stuck: false,
+        };
         Rc::new(Self { to, waiting: RefCell::new(waiting) })
     }
 
@@ -62,15 +71,20 @@ impl<T: Handled> Queue<T> {
         waiting.items.len() < DEPTH && (waiting.bytes + len <= BYTES || waiting.items.is_empty())
     }
 
-    /// Whether `more` messages have room, or more will hardly ever have; else the waker is called when half of the
-    /// queue is free, or the handler is gone.
+    /// Whether `more` messages have room, or it is not worth waiting for that; else the waker is called when half of
+    /// the queue is free, or the handler is gone.
     pub(super) fn takes(&self, more: usize, waker: &Waker) -> bool {
         let mut waiting = self.waiting.borrow_mut();
-        let takes = waiting.closed || waiting.items.len() + more.min(DEPTH / 2) <= DEPTH;
+        let takes = waiting.closed || waiting.stuck || waiting.items.len() + more.min(DEPTH / 2) <= DEPTH;
         if !takes {
             waiting.filler = Some(waker.clone());
         }
         takes
+    }
+
+    /// Nobody waits for room any more, until half of the queue is free.
+    pub(super) fn give_up(&self) {
+        self.waiting.borrow_mut().stuck = true;
     }
 
     pub(super) fn push(&self, item: Item<T>) {
@@ -91,6 +105,7 @@ impl<T: Handled> Queue<T> {
         let item = waiting.items.pop_front()?;
         waiting.bytes -= item.len;
         if waiting.items.len() <= DEPTH / 2 {
+            waiting.stuck = false;
             let filler = waiting.filler.take();
             drop(waiting);
             wake(filler);

@@ -36,8 +36,6 @@ pub(crate) struct Backlog {
     bytes: usize,
     /// Until when the first one waits for room.
     until: Option<Instant>,
-    /// It has waited in vain: nobody waits until there has been room again.
-    in_vain: bool,
     pub(super) waker: Option<Waker>,
 }
 
@@ -45,14 +43,12 @@ impl Backlog {
     /// Whether the first packet can be given to its handlers, or is not to wait any longer.
     pub(super) fn is_ready(&self, ring: &Ring) -> bool {
         let Some((message, _, count)) = self.packets.front() else { return false };
-        self.in_vain
-            || self.has_room(ring, message, *count)
-            || self.until.is_some_and(|until| until <= Instant::now())
+        self.has_room(ring, message, *count) || self.until.is_some_and(|until| until <= Instant::now())
     }
 
     fn has_room(&self, ring: &Ring, message: &Direct, count: usize) -> bool {
         let waker = self.waker.as_ref().unwrap_or(Waker::noop());
-        message.parts.first_kind().is_none_or(|kind| ring.routes.take(kind, count, waker))
+        message.parts.kinds().all(|kind| ring.routes.takes(kind, count, waker))
     }
 
     /// When to look again even if no room is made.
@@ -63,15 +59,14 @@ impl Backlog {
     /// The next packet to be given to its handlers.
     fn next(&mut self, ring: &Ring) -> Option<(Direct, SocketAddr, usize)> {
         let (message, _, count) = self.packets.front()?;
-        if self.has_room(ring, message, *count) {
-            (self.until, self.in_vain) = (None, false);
-        } else if !self.in_vain {
+        if !self.has_room(ring, message, *count) {
             let now = Instant::now();
             if now < *self.until.get_or_insert(now + PATIENCE) {
                 return None;
             }
-            (self.until, self.in_vain) = (None, true);
+            message.parts.kinds().for_each(|kind| ring.routes.give_up(kind, *count));
         }
+        self.until = None;
         let next = self.packets.pop_front()?;
         self.bytes -= next.0.parts.as_bytes().len() + AROUND;
         Some(next)
