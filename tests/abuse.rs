@@ -19,7 +19,7 @@ use memberlist_protocol::{
         frame::{Envelope, MAX_PARTS, Packer, StreamKind},
         message::{
             Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect,
-            UserBroadcast,
+            UserBroadcast, Wait,
         },
         state::{State, StateHeader},
     },
@@ -124,6 +124,7 @@ fn each_kind(from: &NodeId, here: &Member, peer: &Member) -> Vec<(&'static str, 
                 bytes: Bytes::new(),
             }),
         ),
+        ("wait", Message::Wait(Wait { from: nobody.clone(), to: here.id.clone(), millis: 255 })),
         ("direct", Message::Direct(Direct { from: nobody, to: None, parts: Bundle::of("", b"") })),
     ]
 }
