@@ -12,15 +12,15 @@ use actix_memberlist::{
 };
 use bytes::Bytes;
 use memberlist_protocol::{
-    link::{Carrier, Hello, Sent},
     accusation::Evidence,
+    link::{Carrier, Hello, Sent},
     member::{Member, MemberState, NodeId, Versions},
     wire::{
         bundle::Bundle,
         frame::{Envelope, MAX_PARTS, Packer, StreamKind},
         message::{
             Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect,
-            UserBroadcast,
+            UserBroadcast, Wait,
         },
         state::{State, StateHeader},
     },
@@ -126,6 +126,7 @@ fn each_kind(from: &NodeId, here: &Member, peer: &Member) -> Vec<(&'static str, 
                 bytes: Bytes::new(),
             }),
         ),
+        ("wait", Message::Wait(Wait { from: nobody.clone(), to: here.id.clone(), millis: 255 })),
         ("direct", Message::Direct(Direct { from: nobody, to: None, parts: Bundle::of("", b"") })),
     ]
 }
