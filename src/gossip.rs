@@ -287,7 +287,7 @@ mod tests {
         let config = Config { udp_buffer_size: 1024, ..Config::lan() };
         let label = Labels::new("l".repeat(255));
         let key = [Key::from_bytes(&[1; 32]).unwrap()];
-        let guard = Guard::new(&config, label, Some(&key), Sealing::Required).unwrap();
+        let mut guard = Guard::new(&config, label, Some(&key), Sealing::Required).unwrap();
         let mut gossip: Gossip<u32> = Gossip::new(&config, guard.overhead());
         let ack = Message::Ack(Ack { seq: u32::MAX, payload: vec![7; Ack::MAX_PAYLOAD].into() });
         let told = Message::Dead(Dead {
@@ -300,7 +300,15 @@ mod tests {
         });
         let packet = gossip.packet_with(&[ack.clone(), told], Piggyback::Yes, 8, |_, _| {}).unwrap();
         let parts: Vec<_> = Parts::of(&packet).unwrap().map(|part| codec::decode(part.unwrap())).collect();
-        assert_eq!(parts, [Ok(ack)]);
+        assert_eq!(parts, [Ok(ack.clone())]);
+        // All that is around it counts: a packet that is filled up is as long as it may be, under its seal.
+        for n in 0..100_u32 {
+            gossip.news(n.to_string().into(), vec![b'n'; 20].into()).unwrap();
+        }
+        let (full, mut sealed) =
+            (gossip.packet_with(&[ack], Piggyback::Yes, 8, |_, _| {}).unwrap(), Vec::new());
+        guard.wrap(1, Some(2), &full, &mut sealed).unwrap();
+        assert!((1000..=1024).contains(&sealed.len()), "{}", sealed.len());
         let larger = Message::Ack(Ack { seq: 1, payload: vec![7; Ack::MAX_PAYLOAD + 1].into() });
         let bytes = codec::encoded(&larger, usize::MAX).unwrap();
         assert_eq!(codec::decode(&bytes), Err(WireError::Meta), "a larger one is dropped and counted");

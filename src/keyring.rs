@@ -257,7 +257,9 @@ mod tests {
     fn weak_point_41_a_key_is_never_shown() {
         let key = key(0xAB);
         let shown = format!("{key:?} {:?} {:?}", Keys::new(key.clone()), KeyError::Length(3));
-        assert!(!shown.to_lowercase().contains("abab") && !shown.contains("171"), "{shown}");
+        // Neither in one piece nor byte by byte.
+        let digits: String = shown.to_lowercase().chars().filter(char::is_ascii_alphanumeric).collect();
+        assert!(!digits.contains("abab") && !digits.contains("171171"), "{shown}");
         assert!(shown.contains(&key.id().to_string()));
     }
 

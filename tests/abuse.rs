@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use actix::Arbiter;
 use actix_memberlist::{
-    Cluster, Config, Until,
+    Cause, Cluster, Config, NotSent, Until,
     network::{Endpoint, Network},
 };
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use memberlist_protocol::{
     accusation::Evidence,
     member::{Member, MemberState, NodeId, Versions},
     wire::{
+        bundle::Bundle,
         frame::{Envelope, MAX_PARTS, Packer, StreamKind},
         message::{
             Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect,
@@ -24,6 +25,7 @@ use memberlist_protocol::{
     },
 };
 use memberlist_tests::{World, addr, log::Log, paused};
+use rand::{Rng, SeedableRng, rngs::Xoshiro256PlusPlus};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, sleep, timeout},
@@ -123,7 +125,7 @@ fn each_kind(from: &NodeId, here: &Member, peer: &Member) -> Vec<(&'static str, 
                 bytes: Bytes::new(),
             }),
         ),
-        ("direct", Message::Direct(Direct { from: nobody, to: None, bytes: Bytes::new() })),
+        ("direct", Message::Direct(Direct { from: nobody, to: None, parts: Bundle::of("", b"") })),
     ]
 }
 
@@ -377,6 +379,12 @@ fn weak_point_30_one_source_does_not_hold_all_the_memory_for_what_is_being_read(
         let asked = Instant::now();
         world.nodes[2].join(&["10.0.0.1:7946"]).await.expect("it joins");
         assert!(asked.elapsed() <= ms(20), "the joiner had to wait for {:?}", asked.elapsed());
+        // What is long needs of that memory.
+        let (asked, to) = (Instant::now(), world.nodes[0].view().local().id.clone());
+        let sent = world.nodes[1].peer(&to).expect("it is there").send_bytes(vec![7; 500_000].into());
+        let answer = sent.expect("it is taken").await;
+        assert_eq!(answer, Err(NotSent::Never(Cause::NoHandler)), "it was heard");
+        assert!(asked.elapsed() <= ms(100), "the sender had to wait for {:?}", asked.elapsed());
     });
 }
 
@@ -390,23 +398,29 @@ fn frame(body: &[u8]) -> Vec<u8> {
 
 /// The state of a joiner with this many members, that has a last word.
 fn joiner(members: usize) -> Bytes {
+    state_of(members, true)
+}
+
+/// The state of a joiner with this many members, that has a last word or not.
+fn state_of(members: usize, tentative: bool) -> Bytes {
     let header = StateHeader {
         from: NodeId::new("stranger", 1),
         versions: Versions::CURRENT,
         join: true,
-        tentative: true,
+        tentative,
         members: 0,
         user_len: 0,
     };
     let now = std::time::Instant::now();
     let member = |i: usize| {
         let name = if i == 0 { "stranger".to_owned() } else { format!("made-up-{i}") };
-        Member::new(
-            NodeId::new(name, 1),
-            SocketAddr::from(([10, 5, (i / 250) as u8, (i % 250) as u8], 9)),
-            1,
-            now,
-        )
+        let at = SocketAddr::from(([10, 5, (i / 250) as u8, (i % 250) as u8], 9));
+        let mut member = Member::new(NodeId::new(name, 1), at, 1, now);
+        // Bytes that no compression makes fewer.
+        let mut meta = [0; 100];
+        Xoshiro256PlusPlus::seed_from_u64(i as u64).fill_bytes(&mut meta);
+        member.meta = Bytes::copy_from_slice(&meta);
+        member
     };
     let members =
         (0..members).map(|i| Remembered { alive: Alive::of(&member(i)), state: MemberState::Alive });
@@ -495,8 +509,9 @@ fn weak_point_29_a_peer_that_does_not_read_its_answer_is_given_up_in_time() {
         assert!(world.nodes[0].view().all().count() > 4000);
         for _ in 0..3 {
             let mut stream = stranger.dial(addr(0)).await.expect("it listens");
+            // Nothing more is to be heard of it: the node waits until its answer is taken, and for nothing else.
             stream
-                .write_all(&[head(StreamKind::PushPull), frame(&joiner(1))].concat())
+                .write_all(&[head(StreamKind::PushPull), frame(&state_of(1, false))].concat())
                 .await
                 .expect("it reads");
             held.push(stream);

@@ -32,7 +32,7 @@ impl Handler<Number> for Ear {
         match n {
             1000 => ctx.stop(),
             1001 => panic!("asked to"),
-            _ if !self.pause.is_zero() => drop(ctx.wait(sleep(self.pause).into_actor(self))),
+            _ if !self.pause.is_zero() => ctx.wait(sleep(self.pause).into_actor(self)),
             _ => {}
         }
         n

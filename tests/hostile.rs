@@ -27,7 +27,9 @@ use memberlist_protocol::{
     members::Members,
     probe::Detector,
     wire::{
-        WireError, codec,
+        WireError,
+        bundle::Bundle,
+        codec,
         frame::{Barrier, Envelope, MAX_PARTS, StreamKind},
         message::{
             Ack, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect, UserBroadcast,
@@ -191,7 +193,7 @@ impl Cast {
             Message::Direct(Direct {
                 from: self.from.clone(),
                 to: Some(self.about.clone()),
-                bytes: Bytes::from_static(b"hello"),
+                parts: Bundle::of("kind", b"hello"),
             }),
         ];
         let kinds: BTreeSet<_> = messages.iter().map(Message::kind).collect();
@@ -211,7 +213,7 @@ impl Cast {
                     alive.meta = vec![1; MAX_META - alive.tags.as_bytes().len()].into();
                 }
                 Message::User(user) => user.bytes = vec![1; 2000].into(),
-                Message::Direct(direct) => direct.bytes = vec![1; 2000].into(),
+                Message::Direct(direct) => direct.parts = Bundle::of("kind", &[1; 2000]),
                 _ => {}
             }
         }

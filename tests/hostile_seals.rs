@@ -14,9 +14,10 @@ use allocation_counter::measure;
 use memberlist_protocol::wire::{
     WireError, codec,
     compress::{BLOCK, MAX_RATIO},
-    frame::{Barrier, Packer, Parts},
+    frame::{Barrier, Packer, Parts, StreamKind},
     guard::{Guard, Labels, Opened},
     message::{Ack, Dead, Message, Ping, Suspect, UserBroadcast},
+    order::{Order, Ordered},
     seal::{End, Half, MAX_RECORD, StreamSeals, TAG},
 };
 use memberlist_tests::{World, addr, paused};
@@ -435,6 +436,28 @@ fn orders_and_states_that_are_none_are_dropped_also_under_an_honest_seal() {
         assert_eq!(intruder.node().metrics().orders, orders);
         assert_eq!(intruder.node().keyring().unwrap().list(), [key(1)]);
         intruder.unharmed(rev).await;
+    });
+}
+
+#[test]
+fn an_order_is_followed_by_whom_it_names_and_by_nobody_else() {
+    paused(async {
+        let mut intruder = Intruder::of(1).await;
+        let own = intruder.node().view().local().id.clone();
+        let other = intruder.world.nodes[1].view().local().id.clone();
+        let former = NodeId::new(own.shared_name().clone(), own.run() ^ 1);
+        for (to, keys) in [(other, vec![key(1)]), (former, vec![key(1)]), (own, vec![key(1), key(5)])] {
+            let from = NodeId::new("peer", PEER);
+            let order = codec::encode_order(&Ordered { from, to, order: Order::Install(key(5)) });
+            let len = u32::try_from(order.len()).unwrap().to_le_bytes();
+            let (mut stream, mut seals) = intruder.open().await;
+            let said = [&[StreamKind::Order.byte()][..], &len, &order].concat();
+            stream.write_all(&record(&mut seals, &said)).await.unwrap();
+            let _ = stream.shutdown().await;
+            let (answer, _) = intruder.end(stream).await;
+            assert!(!answer.is_empty(), "it says how things stand");
+            assert_eq!(intruder.node().keyring().unwrap().list(), keys);
+        }
     });
 }
 

@@ -1,6 +1,9 @@
 //! What a node counts, and under which names it is told.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use actix_memberlist::{
     Broadcast, Cluster, Config, Evidence, MemberState, Metrics,
@@ -70,13 +73,23 @@ fn weak_point_19_the_labels_of_two_nodes_that_are_recorded_at_once_never_mix() {
             }
         });
         let text = handle.render();
-        let of = |node: &str| {
+        let of = |text: &str, node: &str| -> BTreeSet<String> {
             let label = format!("node=\"{node}\"");
-            text.lines().filter(|line| line.contains(&label)).count()
+            text.lines().filter(|line| line.contains(&label)).map(str::to_owned).collect()
         };
         let series = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count();
-        assert_eq!((of("one"), of("two")), (series / 2, series / 2));
         assert!(text.lines().all(|line| line.matches("node=").count() <= 1));
+        // Each has the series and the values that it has when nobody else is recorded.
+        let alone = |node: &'static str, metrics: &Metrics| {
+            let (recorder, handle) = prometheus();
+            metrics::with_local_recorder(&recorder, || metrics.record(&[("node", node)]));
+            of(&handle.render(), node)
+        };
+        assert_ne!(alone("one", &one), alone("one", &two), "else it would not show");
+        for (node, metrics) in [("one", &one), ("two", &two)] {
+            let alone = alone(node, metrics);
+            assert_eq!((alone.len(), &of(&text, node)), (series / 2, &alone));
+        }
     });
 }
 

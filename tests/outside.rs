@@ -326,6 +326,26 @@ const NOWHERE: [&str; 7] = [
 ];
 
 #[test]
+fn weak_point_38_an_accusation_far_above_does_not_hide_the_one_that_counts() {
+    paused(async {
+        let mut world = World::new(38, Config::lan());
+        world.start(1).await;
+        let stranger = Stranger::at(&world, addr(9)).await;
+        let own = world.nodes[0].view().local().clone();
+        let accusation = |incarnation| {
+            let (id, from) = (own.id.clone(), stranger.id.shared_name().clone());
+            Message::Suspect(Suspect { id, incarnation, from, evidence: Evidence::Hearsay })
+        };
+        // Of those that wait, only the highest is kept: one that would be refused must not be it.
+        stranger.send(addr(0), &[accusation(u32::MAX), accusation(own.incarnation)]);
+        sleep(Duration::from_secs(1)).await;
+        let metrics = world.nodes[0].metrics();
+        assert_eq!((metrics.refutations, metrics.dropped["incarnation_step"]), (1, 1));
+        assert_eq!(world.nodes[0].view().local().incarnation, own.incarnation + 1);
+    });
+}
+
+#[test]
 fn weak_point_44_members_with_impossible_addresses_are_dropped_from_packets_and_states() {
     paused(async {
         let mut world = World::new(44, Config::lan());

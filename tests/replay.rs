@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, rc::Rc, time::D
 use actix::{Actor, Context, Handler};
 use actix_memberlist::{
     Broadcast, Cluster, ClusterBuilder, Config, JoinError, Key, MemberEvent, MemberState, Replay, Sealing,
-    Sender, UserBytes,
+    UserBytes,
     network::{
         Endpoint, Network,
         memory::{Tap, TappedDatagram, TappedStream},
@@ -506,11 +506,14 @@ fn neighbours_with_the_same_key_or_the_same_label_change_nothing() {
             for other in &others[1..] {
                 other.node.join(&[&addr(first).to_string()]).await.expect("it joins");
                 other.node.broadcast_bytes(Broadcast::new("to all")).expect("it is taken");
+                // That is for whoever is there: no run keeps it from opening elsewhere.
+                other.node.ping(&format!("n{first:03}"), addr(first)).await.expect("it answers");
             }
             sleep(secs(20)).await;
             let theirs: Vec<_> = (first..first + 3).map(addr).collect();
             let packets: Vec<_> =
                 stage.tap.datagrams().into_iter().filter(|d| theirs.contains(&d.from)).collect();
+            assert!(packets.iter().any(|d| is_for_anybody(&d.bytes)), "{label}");
             let before = stage.dropped()[reason];
             let at = |d: &TappedDatagram| addr(d.bytes.len() % NODES);
             stage.play(label, packets.iter().map(|d| (d.from, at(d), d.bytes.to_vec()))).await;

@@ -361,9 +361,11 @@ fn weak_point_40_what_is_not_sealed_is_counted_until_nothing_of_it_comes_and_the
             node.set_sealing(Sealing::Outgoing);
         }
         let minute = Duration::from_secs(60);
-        let before = unsealed(&world, 0);
+        let streams =
+            |world: &World| world.nodes[..2].iter().map(|n| n.metrics().streams_unsealed).sum::<u64>();
+        let before = (unsealed(&world, 0), streams(&world));
         tokio::time::sleep(minute).await;
-        assert!(unsealed(&world, 0) > before, "the third is still to follow");
+        assert!(unsealed(&world, 0) > before.0 && streams(&world) > before.1, "the third is still to follow");
         world.nodes[2].set_sealing(Sealing::Outgoing);
         tokio::time::sleep(Duration::from_secs(1)).await;
         let before = [0, 1, 2].map(|i| unsealed(&world, i));
@@ -387,10 +389,24 @@ fn a_change_that_is_repeated_finds_that_it_has_been_made() {
         let world = sealed(11, 3).await;
         let (node, within) = (&world.nodes[1], Duration::from_secs(20));
         let ring = node.keyring().expect("it has one");
-        for _ in 0..2 {
-            ring.rotate_cluster(node, key(2), within).await.expect("all follow");
-            node.relabel_cluster("new", within).await.expect("all follow");
-            node.seal_cluster(within).await.expect("all follow");
+        let changes = async {
+            for _ in 0..2 {
+                ring.rotate_cluster(node, key(2), within).await.expect("all follow");
+                node.relabel_cluster("new", within).await.expect("all follow");
+                node.seal_cluster(within).await.expect("all follow");
+            }
+        };
+        // Nor does anybody seal less meanwhile.
+        let watch = async {
+            for _ in 0_u64.. {
+                assert!(world.nodes.iter().all(|node| node.sealing() == Sealing::Required));
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = changes => {}
+            () = watch => unreachable!("it does not end"),
         }
         assert!(agree(&world, 3).await);
     });
@@ -410,6 +426,38 @@ fn a_step_that_one_member_cannot_follow_ends_the_change_with_its_name() {
         let names: Vec<_> = report.failed.keys().map(|id| id.name().to_owned()).collect();
         assert_eq!(names, [world.nodes[3].view().local().name()]);
         assert_eq!(world.nodes[3].keyring().expect("it has one").list(), [key(1)]);
+    });
+}
+
+#[test]
+fn a_member_that_is_started_anew_while_a_step_waits_for_another_is_taken_along() {
+    paused(async {
+        let mut world = sealed(14, 4).await;
+        let [leader, late, other, anew] = [0, 1, 2, 3].map(addr);
+        world.network.partition(&[late], &[leader, other, anew]);
+        let node = world.nodes[0].clone();
+        let ring = node.keyring().expect("it has one");
+        let has_new = |node: &Cluster| node.keyring().expect("it has one").list().contains(&key(2));
+        let change = async { ring.rotate_cluster(&node, key(2), Duration::from_secs(60)).await };
+        let restart = async {
+            let both = |w: &World| has_new(&w.nodes[2]) && has_new(&w.nodes[3]);
+            world.wait_until(Duration::from_secs(5), both).await.expect("those in reach follow");
+            // Whoever leads does not hear at once that one of them is back without what it was given.
+            world.network.heal();
+            world.network.partition(&[leader, late], &[other, anew]);
+            world.kill(3).await;
+            world.nodes[3] = with_key(&world, 3, 1).seed(1000).start().await.expect("it starts");
+            world.nodes[3].join(&[&other.to_string()]).await.expect("it joins");
+            let followed = |w: &World| has_new(&w.nodes[1]);
+            world.wait_until(Duration::from_secs(5), followed).await.expect("it is in reach again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            world.network.heal();
+        };
+        let (report, ()) = tokio::join!(change, restart);
+        let report = report.unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!((report.members, report.acknowledged), (4, 4));
+        assert!(agree(&world, 4).await, "{}", world.disagreements(4));
+        assert!(world.nodes.iter().all(|node| node.keyring().expect("it has one").list() == [key(2)]));
     });
 }
 

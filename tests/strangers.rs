@@ -172,6 +172,9 @@ async fn weak_point_14_a_mapped_source_is_the_ipv4_address_that_it_is() {
     UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(b"GET /", at)).expect("it is sent");
     assert!(within(secs(20), || dropped(&open, "foreign") == 1).await);
     assert_eq!(dropped(&open, "not_allowed_packet"), 0);
+    TcpStream::connect(at).and_then(|mut stream| stream.write_all(b"GET /")).expect("it is taken");
+    assert!(within(secs(20), || dropped(&open, "foreign") == 2).await);
+    assert_eq!(dropped(&open, "not_allowed_stream"), 0);
     open.shutdown().await;
 
     let shut = start(&["127.0.0.1/32"]).await.expect("it starts");
@@ -231,6 +234,11 @@ fn weak_point_05_a_member_in_between_spreads_nobody_to_those_who_cannot_talk_to_
         );
         assert!(dropped(&old, "incompatible") > 0 && dropped(&new, "incompatible") > 0);
         for node in [&old, &both, &new] {
+            assert_eq!(
+                dropped(node, "refused_version"),
+                0,
+                "an exchange counts, whoever else is told of in it"
+            );
             assert!(node.view().all().all(|m| m.state == MemberState::Alive), "{:?}", node.view());
         }
         assert_eq!(both.view().get("new").map(|m| m.versions.delegate.current), Some(2));

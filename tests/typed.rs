@@ -84,7 +84,7 @@ impl Ear {
         match &*set.key {
             "stop" => ctx.stop(),
             "panic" => panic!("asked to"),
-            _ if !self.pause.is_zero() => drop(ctx.wait(sleep(self.pause).into_actor(self))),
+            _ if !self.pause.is_zero() => ctx.wait(sleep(self.pause).into_actor(self)),
             _ => {}
         }
         self.heard.borrow_mut().sets.push((from, set.key));

@@ -19,7 +19,10 @@ use actix::{Actor, Arbiter, Context, Handler, System};
 use actix_memberlist::{
     Broadcast, Cluster, Config, JoinError, MemberEvent, MemberState, NodeEvent, Refusal, Replay, Until,
     UserBytes,
-    network::{Binding, Connection, Dialing, Endpoint, Network, memory::MemoryNetwork},
+    network::{
+        Binding, Connection, Dialing, Endpoint, Network,
+        memory::{MemoryNetwork, Stats},
+    },
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -185,9 +188,15 @@ async fn assert_quiet_after_shutdown(world: &World) {
     }
     // What was on its way has arrived.
     sleep(secs(1)).await;
-    let before = world.network.stats();
+    let said = || {
+        let Stats { datagrams, bytes, dials, chunks, .. } = world.network.stats();
+        (datagrams, bytes, dials, chunks)
+    };
+    let before = said();
+    // Those who were out of reach can be talked to again.
+    world.network.heal();
     sleep(secs(120)).await;
-    assert_eq!(world.network.stats(), before);
+    assert_eq!(said(), before);
 }
 
 #[test]
@@ -215,6 +224,12 @@ fn weak_point_28_nothing_of_a_node_runs_after_its_shutdown() {
         assert!(world.wait_until(secs(30), suspected).await.is_some());
         world.network.cut(addr(0), addr(1));
         let _ = timeout(ms(100), world.nodes[0].join(&[&seed(1)])).await;
+        // Somebody who will be within reach again when the node has ended, and listens.
+        let _listening = world.network.bind(addr(50)).await.expect("a free address");
+        world.network.cut(addr(0), addr(50));
+        let joiner = world.nodes[0].clone();
+        Arbiter::current().spawn(async move { drop(joiner.join(&[&seed(50)]).await) });
+        sleep(ms(10)).await;
         world.nodes[4].set_meta("news".into()).await.expect("it runs");
         world.nodes[4].broadcast_bytes(Broadcast::new("more news")).expect("it runs");
         assert_quiet_after_shutdown(&world).await;
@@ -668,8 +683,8 @@ fn weak_point_43_streams_that_say_nothing_do_not_keep_others_out() {
             most
         };
         let (took, most) = tokio::join!(join, sample);
-        // One more may be the joiner's own.
-        assert!((32..=65).contains(&most), "{most} streams open at once");
+        // Half of them; one more may be the joiner's own. The others are for what the node itself begins.
+        assert!((32..=33).contains(&most), "{most} streams open at once");
         assert_eq!(ended(&node), STREAMS as u64);
         assert!(took <= config.tcp_timeout + ms(100), "the joiner had to wait for {took:?}");
         drop(held);

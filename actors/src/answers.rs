@@ -3,6 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use memberlist_protocol::wire::{codec, link::How};
+use serde::Serialize;
+
+use crate::{errors::AskError, supervisor::catch};
 
 /// An answer to a peer's question.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +17,45 @@ pub(crate) enum Answered {
     HandlerGone,
     /// Its result cannot be encoded, or is too large: why.
     Unfit(String),
+}
+
+impl Answered {
+    /// A handler's result as bytes, if they are not more than `max`.
+    pub(crate) fn encode(result: impl Serialize, max: usize) -> Self {
+        let mut out = Vec::new();
+        // What serde and `Drop` call is the user's.
+        let encoded = catch(|| {
+            let encoded = codec::encode_payload(&result, &mut out);
+            drop(result);
+            encoded
+        });
+        match encoded {
+            Ok(Ok(())) if out.len() <= max => Self::Reply(out.into()),
+            Ok(Ok(())) => Self::Unfit(format!("the reply has {} bytes; at most {max} fit", out.len())),
+            Ok(Err(why)) | Err(why) => Self::Unfit(why),
+        }
+    }
+
+    /// As it goes over the wire.
+    pub(crate) fn split(self) -> (How, Bytes) {
+        match self {
+            Self::Reply(bytes) => (How::Reply, bytes),
+            Self::HandlerGone => (How::HandlerGone, Bytes::new()),
+            Self::Unfit(why) => (How::Unfit, Bytes::from(why)),
+        }
+    }
+}
+
+/// What the asker is told.
+pub(crate) fn told(how: How, payload: Bytes) -> Result<Bytes, AskError> {
+    match how {
+        How::Reply => Ok(payload),
+        How::HandlerGone => Err(AskError::HandlerGone),
+        How::Unfit => {
+            let why = String::from_utf8_lossy(&payload[..payload.len().min(200)]);
+            Err(AskError::Reply(why.chars().filter(|c| !c.is_control()).collect()))
+        }
+    }
 }
 
 /// Who brings answers back. Called from any thread; it does not wait.

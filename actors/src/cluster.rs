@@ -29,22 +29,26 @@ use tokio::sync::oneshot;
 
 use crate::{
     builder::ClusterBuilder,
+    casts::{Cast, Target},
     errors::{AskError, ConfigError, JoinError, NotSent, SendError, Stopped, UpdateError},
     events::{MemberEvent, NodeEvent, Pinged, Replay, UserBytes},
     handle::Handle,
     inbox::Refused,
     join::{Joined, Until},
     keyring::Keyring,
+    link::LinkEvent,
     messages::{Then, ToDelegates, ToDetector, ToQueue},
     metrics::Metrics,
     node::{LeaveReport, Node},
     peer::{self, Outcome, Peer},
-    pump::{self, Events, Of, Overflow, Pump, Queue, Subscribing, Subscription},
+    pump::{self, Events, Forgets, Of, Overflow, Pump, Queue, Subscribing, Subscription},
     questions::{Merge, SharedState, Sharing},
     ring::Doors,
     rollout::{self, Rollout},
     routes::Serving,
+    select::{self, Fanout, Select},
     typed::{self, FromPeer, PeerMessage},
+    uploads::Upload,
 };
 
 /// States that wait to be merged.
@@ -400,8 +404,27 @@ impl Cluster {
         let number = doors.number();
         let pump: Pump = Box::pin(pump::pump(queue.clone(), to, doors.clone(), |_| 0));
         doors.delegates.insist(ToDelegates::Run(pump)).map_err(|_| Stopped)?;
-        doors.node_events.add(number, queue);
-        Ok(Subscription::new(number, Of::Node(Arc::downgrade(&doors.node_events))))
+        doors.node_events.add(number, queue, Some(NodeEvent::Stopped));
+        let listeners: Arc<dyn Forgets> = doors.node_events.clone();
+        Ok(Subscription::new(number, Of::Listeners(Arc::downgrade(&listeners))))
+    }
+
+    /// Tells an actor what becomes of the links to peers: see [`LinkEvent`]. It may have
+    /// [`Config::subscriber_queue_depth`](crate::Config::subscriber_queue_depth) waiting; beyond that the newest
+    /// are dropped and counted. What is told when is the node's own affair: a link that has nothing to say has no
+    /// connection.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn subscribe_links(&self, to: Recipient<LinkEvent>) -> Result<Subscription, Stopped> {
+        let doors = self.doors();
+        let queue = Queue::new(doors.config.subscriber_queue_depth, usize::MAX, Overflow::Refuse);
+        let number = doors.number();
+        let pump: Pump = Box::pin(pump::pump(queue.clone(), to, doors.clone(), |_| 0));
+        doors.delegates.insist(ToDelegates::Run(pump)).map_err(|_| Stopped)?;
+        doors.link_events.add(number, queue, None);
+        let listeners: Arc<dyn Forgets> = doors.link_events.clone();
+        Ok(Subscription::new(number, Of::Listeners(Arc::downgrade(&listeners))))
     }
 
     /// Sends an actor each answer to this node's probes that came straight and in time: the round-trip time, and
@@ -464,6 +487,17 @@ impl Cluster {
         self.open(|number| Serving::from_peer(number, to))
     }
 
+    /// Gives an actor the messages of a type that have a body behind them ([`Peer::upload`]), each as an [`Upload`] that
+    /// begins; 64 of them may have no answer yet, more are refused. The answer may come before the body's end: then
+    /// the rest is not sent. Other messages of the type go to the handler of [`serve`](Self::serve).
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn serve_upload<M: PeerMessage>(&self, to: Recipient<Upload<M>>) -> Result<Subscription, Stopped> {
+        typed::check::<M>();
+        self.open(|number| Serving::upload(number, to))
+    }
+
     /// Sends an actor the bytes that users of other nodes broadcast, or send to this node: those without a type.
     /// 1,024 messages or 4 MiB may wait for it, and 64 or 4 MiB be in its mailbox; beyond that the newest are
     /// dropped and counted. Several handlers get each message each.
@@ -523,12 +557,41 @@ impl Cluster {
     /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Full`], [`SendError::Stopped`].
     pub fn send_to_address(&self, addr: SocketAddr, bytes: Bytes) -> Result<(), SendError> {
         let (doors, addr) = (self.doors(), canonical(addr));
-        let cast = peer::datagram(doors, addr, None, bytes)?;
+        if !doors.config.allows(addr.ip()) {
+            return Err(SendError::NotAllowed(addr));
+        }
+        let to = Target { addr, id: None, run: NodeId::ANY_RUN };
+        let max = doors.max_broadcast.load(Relaxed);
         if doors.admission.seals_out() {
-            let ask = ToDetector::Ask { target: NodeId::anybody(), addr, then: Then::Cast(cast) };
+            doors.casts.check(&to, "", bytes.len(), max)?;
+            let ask =
+                ToDetector::Ask { target: NodeId::anybody(), addr, then: Then::Cast(Cast { to, bytes }) };
             return doors.detector.command(ask).map_err(SendError::from);
         }
-        doors.outbox.cast(cast)
+        doors.casts.push(&to, "", &bytes, max)
+    }
+
+    /// Sends a message to each of the members that `to` names, over their links. Nobody waits for anybody: who is
+    /// slow or dead has a queue of its own.
+    pub fn send_all<M: PeerMessage>(&self, to: Select, msg: &M) -> Fanout {
+        select::send_all(self.peers_of(&to), msg)
+    }
+
+    /// Asks each of the members that `to` names, all at once, and gives the answers as they come. It ends with the
+    /// last one, or `within` that time: who has not answered by then is [`AskError::Timeout`].
+    pub fn ask_all<M: PeerMessage>(
+        &self,
+        to: Select,
+        msg: &M,
+        within: Duration,
+    ) -> impl Stream<Item = (NodeId, Result<M::Result, AskError>)> + Send + Unpin + use<M> {
+        select::ask_all(self.peers_of(&to), msg, within)
+    }
+
+    fn peers_of(&self, to: &Select) -> Vec<Peer> {
+        let view = self.view();
+        let others = view.alive().filter(|member| member.id != view.local().id && to.names(member));
+        others.map(|member| Peer::new(member.id.clone(), self.handle().clone())).collect()
     }
 
     /// Tells all members something by gossip. Each of their handlers gets it at most once; this node's own

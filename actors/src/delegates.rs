@@ -18,7 +18,7 @@ use memberlist_protocol::{
     seen::{Seen, Standing},
     view::View,
     wire::{
-        message::{Address, Direct, Receipt, UserBroadcast},
+        message::{Address, Receipt, UserBroadcast},
         shared,
     },
 };
@@ -114,13 +114,6 @@ impl Delegates {
                 if let Some(message) = self.unseen(message) {
                     self.broadcast(&message, false);
                     self.ring.news(&self.ring.queue, ToQueue::Forward(message));
-                }
-            }
-            ToDelegates::Direct { message: Direct { from, to, bytes }, from: addr } => {
-                if to.is_none_or(|to| self.is_local(&to)) {
-                    self.serve(&self.sender(from, addr), "", bytes, false);
-                } else {
-                    self.ring.counters.drop(Lost::NotForUs);
                 }
             }
             ToDelegates::Deliver { address, bytes, from, reply } => {

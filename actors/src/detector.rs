@@ -11,13 +11,13 @@ use actix::{Actor, Context, StreamHandler};
 use memberlist_protocol::probe::{Action, NoAnswer, TooManyQuestions, Unheard};
 
 use crate::{
+    casts::Target,
     errors::{AskError, Cause, NotSent, SendError},
     events::Pinged,
     inbox::{Alarm, Turn, Turns},
     logs::{self, Line, say},
     messages::{DETECTOR, Then, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Lost, up},
-    outbox::Cast,
     ring::{Shared, now},
     supervisor::Child,
 };
@@ -150,9 +150,10 @@ impl FailureDetector {
         match then {
             Then::Tell(reply) => drop(reply.send(answer.map(|(rtt, _)| rtt))),
             Then::Cast(cast) => {
-                let sent = answer
-                    .map_err(drop)
-                    .and_then(|(_, run)| self.ring.outbox.cast(Cast { run, ..cast }).map_err(drop));
+                let sent = answer.map_err(drop).and_then(|(_, run)| {
+                    let (to, max) = (Target { run, ..cast.to }, self.ring.max_broadcast.load(Relaxed));
+                    self.ring.casts.push(&to, "", &cast.bytes, max).map_err(drop)
+                });
                 if sent.is_err() {
                     self.ring.counters.drop(Lost::NobodyThere);
                 }

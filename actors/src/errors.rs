@@ -165,6 +165,9 @@ pub enum SendError {
     /// The peer is not there any more.
     #[error("the peer is gone")]
     Gone,
+    /// This node leaves the cluster: what was sent before is still brought to its peers.
+    #[error("the node leaves the cluster")]
+    Leaving,
     /// It could not be turned into bytes: what its `Serialize` says.
     #[error("the message cannot be encoded: {0}")]
     Encode(String),
@@ -195,6 +198,9 @@ pub enum AskError {
     /// The peer's handler stopped, or panicked, before it answered.
     #[error("the handler is gone")]
     HandlerGone,
+    /// The body of an upload has failed: its own error.
+    #[error("the body cannot be read: {0}")]
+    Body(String),
     /// The answer is no `Result` of the message here: what is wrong with it.
     #[error("the answer cannot be read: {0}")]
     Reply(String),
@@ -216,7 +222,7 @@ pub enum NotSent {
 }
 
 /// Why a message has not got through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
     /// There was no room.

@@ -68,6 +68,7 @@ impl Handle {
     }
 
     pub(crate) async fn join(&self, seeds: Vec<String>) -> Result<Joined, JoinError> {
+        self.doors.links.open();
         self.work(join::join(self.doors.clone(), seeds, join::Members::Try)).await.unwrap_or_else(|refused| {
             Err(match refused {
                 Refused::Busy => JoinError::Lost,
@@ -145,6 +146,9 @@ impl Handle {
         let leave = async move {
             let view = doors.view.borrow().clone();
             let others = view.alive().any(|m| m.id != view.local().id);
+            // Half of the time is for what was sent before.
+            let until = tokio::time::Instant::now() + within / 2;
+            let (drained, discarded) = doors.links.drain(until.into_std()).await;
             let sent = async {
                 let (reply, farewell) = oneshot::channel();
                 doors.state.command(ToState::Leave { reply }).ok()?;
@@ -154,7 +158,7 @@ impl Handle {
                 sent.await.ok()
             };
             let sent = tokio::time::timeout(within, sent).await.ok().flatten();
-            LeaveReport::new(sent.is_some_and(|members| members > 0 || !others))
+            LeaveReport { drained, discarded, ..LeaveReport::new(sent.is_some_and(|m| m > 0 || !others)) }
         };
         match self.work(leave).await {
             Ok(report) => Ok(report),

@@ -40,12 +40,13 @@
 //!             └──► Delegates (user messages)
 //! ```
 //!
-//! These five live on one thread, under a [`supervisor`] that restarts one that panics. The rules they ask are
+//! These five, and a PeerLink for each peer that is sent something over a stream, live on one thread, under a [`supervisor`] that restarts one that panics. The rules they ask are
 //! in the crate [`memberlist_protocol`], which knows neither actors nor sockets.
 
 mod advertise;
 mod answers;
 mod builder;
+mod casts;
 mod cluster;
 mod delegates;
 mod detector;
@@ -53,6 +54,7 @@ pub mod discover;
 mod errors;
 mod events;
 mod exchanges;
+mod fate;
 mod handle;
 mod hooks;
 mod inbox;
@@ -64,16 +66,17 @@ mod messages;
 pub mod metrics;
 pub mod network;
 mod node;
-mod outbox;
 mod peer;
 mod pump;
 mod questions;
 mod queue;
 mod rejoin;
+mod relay;
 mod resolve;
 mod ring;
 mod rollout;
 mod routes;
+mod select;
 mod sources;
 mod state;
 pub mod store;
@@ -83,6 +86,7 @@ pub mod supervisor;
 pub mod trace;
 mod transport;
 mod typed;
+mod uploads;
 
 pub use self::metrics::{Histogram, InboxMetrics, Metrics};
 pub use builder::{ClusterBuilder, DEFAULT_PORT};
@@ -95,7 +99,7 @@ pub use errors::{
 pub use events::{MemberEvent, NodeEvent, Pinged, Replay, Sender, UserBytes};
 pub use join::{Joined, Until};
 pub use keyring::Keyring;
-pub use link::LinkStatus;
+pub use link::{LinkEvent, LinkStatus};
 pub use memberlist_protocol::{
     accusation::{Accusation, Evidence, Outcome, Why},
     config::Config,
@@ -113,8 +117,10 @@ pub use pump::Subscription;
 pub use questions::{Admit, Export, Merge, SharedState};
 pub use resolve::{DnsResolver, Resolver, Resolving};
 pub use rollout::Rollout;
+pub use select::{Fanout, Select};
 pub use store::{FileStore, Store};
 pub use typed::{FromPeer, Lane, PeerMessage};
+pub use uploads::{Body, Upload};
 
 /// Injected panics, for tests.
 #[cfg(feature = "testing")]

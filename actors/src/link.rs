@@ -18,10 +18,13 @@ mod inbound;
 mod outbound;
 mod wide;
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Instant};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
-use actix::{Actor, Context, StreamHandler};
-use memberlist_protocol::link::{Carrier, Redial};
+use actix::{Actor, Context, Message, StreamHandler};
+use memberlist_protocol::{
+    link::{Carrier, Lane, Redial},
+    member::NodeId,
+};
 
 pub use self::cell::LinkStatus;
 pub(crate) use self::{
@@ -29,11 +32,60 @@ pub(crate) use self::{
     inbound::{Inbounds, serve},
 };
 use crate::{
+    errors::{Cause, Refusal},
     inbox::{Alarm, Turn, Turns},
     messages::{LINK, ToLink},
     ring::{Shared, now},
     supervisor::Child,
 };
+
+/// What becomes of the links to peers: see [`Cluster::subscribe_links`](crate::Cluster::subscribe_links).
+#[derive(Message, Clone, Debug, PartialEq, Eq)]
+#[rtype(result = "()")]
+#[non_exhaustive]
+pub enum LinkEvent {
+    /// A link to a peer has a connection.
+    Up {
+        /// Who.
+        peer: NodeId,
+        /// Where.
+        remote: SocketAddr,
+    },
+    /// It has none any more. As long as the peer is there, the link dials again when it has something to say.
+    Down {
+        /// Who.
+        peer: NodeId,
+        /// Why.
+        cause: Cause,
+    },
+    /// Messages that were taken have not got through, or it is not known whether they have.
+    Dropped {
+        /// For whom.
+        peer: NodeId,
+        /// In which lane.
+        lane: Lane,
+        /// How many.
+        count: u64,
+        /// How many bytes.
+        bytes: u64,
+        /// Why.
+        cause: Cause,
+    },
+    /// A peer has refused a connection, or this node has refused one of a peer.
+    Refused {
+        /// Who, as it says itself.
+        peer: NodeId,
+        /// Where.
+        remote: SocketAddr,
+        /// Why.
+        why: Refusal,
+    },
+    /// A peer says that this node has left, or was declared to have: nobody there talks to it any more.
+    Removed {
+        /// Who says so.
+        by: NodeId,
+    },
+}
 
 /// What survives a restart of the actor.
 #[derive(Default)]
@@ -80,6 +132,10 @@ impl PeerLink {
                 way.lost = way.lost.or_else(|| (!way.running).then(now));
             }
             ToLink::Ended { carrier, up } => {
+                if up.is_some() && carrier == Carrier::Main {
+                    let cause = Cause::LinkLost;
+                    self.ring.link_event(&LinkEvent::Down { peer: self.link.peer.clone(), cause });
+                }
                 let way = &mut kept.carriers[carrier as usize];
                 way.running = false;
                 way.redial.failed(up, now(), &mut *self.ring.rng.borrow_mut());
@@ -94,6 +150,9 @@ impl PeerLink {
             ToLink::Gone(cause) => {
                 drop(kept);
                 self.ring.links.remove(&self.link);
+                if self.link.status().active_since.is_some() {
+                    self.ring.link_event(&LinkEvent::Down { peer: self.link.peer.clone(), cause });
+                }
                 self.link.end(&self.ring, cause);
             }
         }

@@ -12,8 +12,7 @@ use memberlist_protocol::{
     view::View,
     wire::{
         message::{
-            Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Receipt, Suspect,
-            UserBroadcast,
+            Ack, Address, Alive, Dead, IndirectPing, Message, Nack, Ping, Receipt, Suspect, UserBroadcast,
         },
         order::{Order, Standing},
         state::{OwnBytes, Refusal, State},
@@ -23,14 +22,15 @@ use smallvec::SmallVec;
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
+    casts::Cast,
     errors::{AskError, Cause, JoinError, NotSent, UpdateError},
     events::{MemberEvent, Pinged},
     inbox::Item,
     link::Link,
-    outbox::Cast,
     pump::{Pump, Subscribing},
     questions::{Admit, Sharing},
     routes::Serving,
+    uploads::Outgoing,
 };
 
 /// Where an answer goes. When it is dropped, whoever waits gets an error.
@@ -177,7 +177,7 @@ impl Item for ToDetector {
             Self::Ping { ping, .. } => ping.target.name().len() + ping.from.name().len(),
             Self::IndirectPing { request, .. } => request.target.name().len() + request.from.name().len(),
             Self::Ack { ack, .. } => ack.payload.len(),
-            Self::Ask { then: Then::Cast(cast), .. } => cast.message.len(),
+            Self::Ask { then: Then::Cast(cast), .. } => cast.bytes.len(),
             _ => 0,
         }
     }
@@ -260,6 +260,8 @@ pub(crate) enum ToTransport {
     StreamPing { seq: u32, target: NodeId, addr: SocketAddr, deadline: Instant },
     /// From NodeState: exchange states with a member.
     PushPull { addr: SocketAddr, why: Exchange },
+    /// From the handle: bring an upload to a peer.
+    Upload(Outgoing),
     /// From the handle: a peer that nothing was sent to before is to have a link.
     Link { link: Arc<Link> },
     /// From BroadcastQueue: send a farewell to these members now, and say to how many it went.
@@ -275,6 +277,7 @@ impl Item for ToTransport {
         Packet {} => "packet",
         StreamPing {} => "stream_ping",
         Link {} => "link",
+        Upload(_) => "upload",
         PushPull {} => "push_pull",
         Farewell {} => "farewell",
         Order {} => "order",
@@ -295,8 +298,6 @@ pub(crate) enum ToDelegates {
     Events { changes: Vec<(u64, Change)>, view: View },
     /// From Transport: a user's broadcast.
     User(UserBroadcast),
-    /// From Transport: a user's bytes for this node alone.
-    Direct { message: Direct, from: SocketAddr },
     /// From a stream: a user's bytes, or a broadcast that is too large for gossip.
     Deliver { address: Address, bytes: Bytes, from: SocketAddr, reply: Reply<Receipt> },
     /// From NodeState and streams: ask the application whether somebody may in.
@@ -327,7 +328,6 @@ impl Item for ToDelegates {
     kinds!(ToDelegates {
         Events {} => "events",
         User(_) => "user",
-        Direct {} => "direct",
         Deliver {} => "deliver",
         Admit {} => "admit",
         Export {} => "export",
@@ -345,7 +345,6 @@ impl Item for ToDelegates {
     fn weight(&self) -> usize {
         match self {
             Self::User(m) => m.kind.len() + m.bytes.len(),
-            Self::Direct { message, .. } => message.bytes.len(),
             _ => 0,
         }
     }

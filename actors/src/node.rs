@@ -331,7 +331,8 @@ impl Closing {
             delegates.close();
         }
         self.routes.close();
-        self.doors.node_events.close();
+        self.doors.node_events.close(Some(NodeEvent::Stopped));
+        self.doors.link_events.close(None);
     }
 }
 

@@ -1,7 +1,7 @@
 //! One other member, and what can be sent to it.
 
 use std::{
-    net::SocketAddr,
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -11,27 +11,30 @@ use std::{
     time::Duration,
 };
 
+use actix::Recipient;
 use bytes::Bytes;
+use futures_core::Stream;
 use memberlist_protocol::{
     link::Lane,
     member::{Member, NodeId},
-    wire::{
-        codec,
-        message::{Direct, Message},
-    },
+    wire::codec,
 };
 use tokio::{
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     time::{Instant, timeout_at},
 };
 
 use crate::{
-    errors::{AskError, Cause, NotSent, SendError},
+    casts::Target,
+    errors::{AskError, Cause, NotSent, SendError, Stopped},
+    fate::Fate,
     handle::Handle,
     link::{Letter, Link, LinkStatus, What},
-    outbox::{Cast, Fate},
+    messages::ToTransport,
+    relay,
     ring::Doors,
     typed::{self, PeerMessage},
+    uploads::{self, Piece},
 };
 
 /// Another member. It does not keep the node running, and may outlive the member: then sending is an error.
@@ -62,7 +65,7 @@ impl Peer {
         present(self.handle.doors(), &self.id)
     }
 
-    /// Sends bytes in one datagram, to its handlers of users' bytes
+    /// Sends bytes in a datagram, to its handlers of users' bytes
     /// ([`Cluster::serve_bytes`](crate::Cluster::serve_bytes)): at most once, in no order, perhaps never.
     /// memberlist's `SendBestEffort`.
     ///
@@ -70,9 +73,38 @@ impl Peer {
     /// [`SendError::TooLarge`] for what no datagram has room for, [`SendError::Gone`] when the member is not
     /// there any more, [`SendError::Full`], [`SendError::Stopped`].
     pub fn cast_bytes(&self, bytes: Bytes) -> Result<(), SendError> {
-        let member = self.member().ok_or_else(|| gone(self.handle.doors()))?;
+        self.datagram("", &bytes)
+    }
+
+    /// Sends a message in a datagram, to its handlers there: at most once, in no order, perhaps never. It never
+    /// waits. Small messages that are sent shortly after each other share a packet; what no datagram has room for goes
+    /// over the link.
+    ///
+    /// # Errors
+    /// [`SendError::TooLarge`] above [`Config::max_message_size`](crate::Config::max_message_size),
+    /// [`SendError::Encode`] when serde cannot write it, [`SendError::Gone`] when the member is not there any more,
+    /// [`SendError::Full`] when messages come faster than they leave, [`SendError::Stopped`]. It has not been sent
+    /// then.
+    pub fn cast<M: PeerMessage>(&self, msg: &M) -> Result<(), SendError> {
+        typed::encode_in(msg, |bytes| match self.datagram(M::KIND, bytes) {
+            Err(SendError::TooLarge { .. }) => {
+                self.queue(M::LANE, M::KIND, Bytes::copy_from_slice(bytes)).map(drop)
+            }
+            sent => sent,
+        })?
+    }
+
+    fn datagram(&self, kind: &str, bytes: &[u8]) -> Result<(), SendError> {
         let doors = self.handle.doors();
-        doors.outbox.cast(datagram(doors, member.addr, Some(self.id.clone()), bytes)?)
+        let addr = match present(doors, &self.id) {
+            Some(member) => member.addr,
+            None => return Err(gone(doors)),
+        };
+        if !doors.config.allows(addr.ip()) {
+            return Err(SendError::NotAllowed(addr));
+        }
+        let to = Target { addr, id: Some(self.id.clone()), run: self.id.run() };
+        doors.casts.push(&to, kind, bytes, doors.max_broadcast.load(Relaxed))
     }
 
     /// Sends a message to its actor ([`Cluster::serve`](crate::Cluster::serve)) over the link, and tells what has
@@ -111,16 +143,108 @@ impl Peer {
     /// [`AskError::Send`] if it was not taken, [`AskError::NotSent`] if it has not got through,
     /// [`AskError::Timeout`] if no answer came `within` that time, [`AskError::HandlerGone`], [`AskError::Reply`].
     pub async fn ask<M: PeerMessage>(&self, msg: &M, within: Duration) -> Result<M::Result, AskError> {
-        let bytes = typed::encode(msg).map_err(AskError::Send)?;
+        self.question(msg, within).await
+    }
+
+    /// Asks at once; the future is the answer.
+    pub(crate) fn question<M: PeerMessage>(
+        &self,
+        msg: &M,
+        within: Duration,
+    ) -> impl Future<Output = Result<M::Result, AskError>> + Send + use<M> {
         let (reply, answer) = oneshot::channel();
         let until = Instant::now() + within;
-        let letter =
-            Letter { what: What::Ask(M::KIND, until.into_std()), bytes, fate: Fate::Ask(Some(reply)) };
-        self.put(M::LANE, letter).map_err(AskError::Send)?;
-        let answer = timeout_at(until, answer).await.map_err(|_| AskError::Timeout)?;
-        let stopped = || Err(AskError::NotSent(NotSent::Unknown(lost(self.handle.doors()))));
-        let bytes = answer.unwrap_or_else(|_| stopped())?;
+        let asked = typed::encode(msg).and_then(|bytes| {
+            let what = What::Ask(M::KIND, until.into_std());
+            self.put(M::LANE, Letter { what, bytes, fate: Fate::Ask(Some(reply)) })
+        });
+        let stopped = self.handle.doors().stopped.clone();
+        async move {
+            asked.map_err(AskError::Send)?;
+            let answer = timeout_at(until, answer).await.map_err(|_| AskError::Timeout)?;
+            let bytes = answer.unwrap_or_else(|_| {
+                let cause = if stopped.load(Relaxed) { Cause::Stopped } else { Cause::Lost };
+                Err(AskError::NotSent(NotSent::Unknown(cause)))
+            })?;
+            codec::decode_payload(&bytes).map_err(|error| AskError::Reply(error.to_string()))
+        }
+    }
+
+    /// Sends a message with a body of any length behind it to its actor
+    /// ([`Cluster::serve_upload`](crate::Cluster::serve_upload)), on a connection of its own, and waits for what that
+    /// says. The body is asked for its pieces as fast as the actor reads them, and dropped when that has answered. An
+    /// error of the body cuts the upload off. Dropping the future does so as well.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), but for [`AskError::Timeout`]; [`AskError::Body`] with the body's own error;
+    /// `NotSent::Never(Busy)` when either side has no room for another stream, or the handler has 64 uploads to do.
+    pub async fn upload<M: PeerMessage>(
+        &self,
+        head: &M,
+        body: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<M::Result, AskError> {
+        let head = typed::encode(head).map_err(AskError::Send)?;
+        let (len, max) = (head.len(), self.doors().config.max_ordered_size);
+        if len > max {
+            return Err(AskError::Send(SendError::TooLarge { len, max }));
+        }
+        if self.member().is_none() {
+            return Err(AskError::Send(gone(self.doors())));
+        }
+        let (sender, pieces) = mpsc::channel(uploads::WAITING);
+        let (reply, answer) = oneshot::channel();
+        let upload = uploads::Outgoing { to: self.id.clone(), kind: M::KIND, head, pieces, reply };
+        let command = self.doors().transport.command(ToTransport::Upload(upload));
+        command.map_err(|refused| AskError::Send(refused.into()))?;
+        let mut answer = std::pin::pin!(answer);
+        let mut body = std::pin::pin!(body);
+        let mut rest = Bytes::new();
+        let mut open = Some(sender);
+        let told = loop {
+            let Some(sender) = &open else { break answer.await };
+            if rest.is_empty() {
+                let piece = tokio::select! {
+                    biased;
+                    told = &mut answer => break told,
+                    piece = std::future::poll_fn(|cx| body.as_mut().poll_next(cx)) => piece,
+                };
+                match piece {
+                    Some(Ok(bytes)) => rest = bytes,
+                    Some(Err(error)) => return Err(AskError::Body(error.to_string())),
+                    None => {
+                        let _ = sender.send(Piece::End).await;
+                        open = None;
+                    }
+                }
+                continue;
+            }
+            let piece = rest.split_to(rest.len().min(uploads::PIECE));
+            tokio::select! {
+                biased;
+                told = &mut answer => break told,
+                sent = sender.send(Piece::Bytes(piece)) => if sent.is_err() {
+                    open = None;
+                },
+            }
+        };
+        let lost = |_| {
+            let cause = if self.doors().stopped.load(Relaxed) { Cause::Stopped } else { Cause::Lost };
+            Err(AskError::NotSent(NotSent::Unknown(cause)))
+        };
+        let bytes = told.unwrap_or_else(lost)?;
         codec::decode_payload(&bytes).map_err(|error| AskError::Reply(error.to_string()))
+    }
+
+    /// An address of an actor that passes messages on to this member: a remote member where a
+    /// [`Recipient`](actix::Recipient) is asked for. What is sent to it goes as with [`send`](Self::send); what has
+    /// no room, or does not get through, is lost and counted (`memberlist_dropped{reason="undelivered"}`), since
+    /// a `Recipient` of messages without a result has nobody to tell. The actor runs on the node's thread, and ends
+    /// with the last address.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn recipient<M: PeerMessage<Result = ()> + Unpin>(&self) -> Result<Recipient<M>, Stopped> {
+        relay::start(self.clone(), self.handle.doors())
     }
 
     /// Sends bytes over the link, to its handlers of users' bytes, and tells what has become of them: as
@@ -135,6 +259,10 @@ impl Peer {
     /// What its link is doing; nothing much, as long as nothing was sent.
     pub fn status(&self) -> LinkStatus {
         self.handle.doors().links.get(&self.id).map(|link| link.status()).unwrap_or_default()
+    }
+
+    pub(crate) fn doors(&self) -> &Doors {
+        self.handle.doors()
     }
 
     fn link(&self) -> Result<Arc<Link>, SendError> {
@@ -176,40 +304,6 @@ pub(crate) fn present(doors: &Doors, id: &NodeId) -> Option<Arc<Member>> {
 
 fn gone(doors: &Doors) -> SendError {
     if *doors.closing.borrow() { SendError::Stopped } else { SendError::Gone }
-}
-
-/// A datagram of a user.
-pub(crate) fn datagram(
-    doors: &Doors,
-    addr: SocketAddr,
-    to: Option<NodeId>,
-    bytes: Bytes,
-) -> Result<Cast, SendError> {
-    if !doors.config.allows(addr.ip()) {
-        return Err(SendError::NotAllowed(addr));
-    }
-    let from = doors.view.borrow().local().id.clone();
-    let (len, max) = (bytes.len(), doors.max_broadcast.load(Relaxed));
-    let run = to.as_ref().map_or(NodeId::ANY_RUN, NodeId::run);
-    let message = Message::Direct(Direct { from, to, bytes });
-    // Around the bytes there are their length, two names and two runs.
-    let encoded = if len > max { None } else { codec::encoded(&message, usize::MAX).ok() };
-    match encoded {
-        Some(encoded) if encoded.len() <= max => Ok(Cast { to: addr, run, message: encoded }),
-        _ => {
-            let empty = match message {
-                Message::Direct(direct) => Message::Direct(Direct { bytes: Bytes::new(), ..direct }),
-                other => other,
-            };
-            // Three bytes for the length of any message that a datagram has room for.
-            let around = codec::encoded(&empty, usize::MAX).map_or(0, |bytes| bytes.len()) + 2;
-            Err(SendError::TooLarge { len, max: max.saturating_sub(around) })
-        }
-    }
-}
-
-fn lost(doors: &Doors) -> Cause {
-    if doors.stopped.load(Relaxed) { Cause::Stopped } else { Cause::Lost }
 }
 
 /// What becomes of something that was taken.

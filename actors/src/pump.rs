@@ -14,7 +14,7 @@ use futures_core::Stream;
 use memberlist_protocol::view::View;
 
 use crate::{
-    events::{MemberEvent, NodeEvent, Replay},
+    events::{MemberEvent, Replay},
     inbox::Inbox,
     messages::ToDelegates,
     metrics::Lost,
@@ -233,54 +233,72 @@ impl<T> Drop for Subscribing<T> {
     }
 }
 
-/// Queues of those who hear what becomes of the node itself. They are told by the supervisor, not by an actor
-/// that may be the one that fails.
-#[derive(Default)]
-pub(crate) struct NodeEvents(Mutex<Listeners>);
+/// Queues of those who hear what becomes of the node itself, or of its links. They are told by whoever knows, not by
+/// an actor that may be the one that fails.
+pub(crate) struct Listeners<T>(Mutex<Listening<T>>);
 
-#[derive(Default)]
-struct Listeners {
-    queues: Vec<(u64, Arc<Queue<NodeEvent>>)>,
+struct Listening<T> {
+    queues: Vec<(u64, Arc<Queue<T>>)>,
     closed: bool,
 }
 
-impl NodeEvents {
-    pub(crate) fn add(&self, number: u64, queue: Arc<Queue<NodeEvent>>) {
-        let mut listeners = self.lock();
-        if listeners.closed {
-            queue.push_last(NodeEvent::Stopped);
+impl<T> Default for Listeners<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Listening { queues: Vec::new(), closed: false }))
+    }
+}
+
+impl<T: Clone> Listeners<T> {
+    /// One more. If the last event has been told, it gets `last`.
+    pub(crate) fn add(&self, number: u64, queue: Arc<Queue<T>>, last: Option<T>) {
+        let mut listening = self.lock();
+        if listening.closed {
+            end(&queue, last);
         } else {
-            listeners.queues.retain(|(_, queue)| !queue.is_closed());
-            listeners.queues.push((number, queue));
+            listening.queues.retain(|(_, queue)| !queue.is_closed());
+            listening.queues.push((number, queue));
         }
     }
 
-    pub(crate) fn remove(&self, number: u64) {
+    /// Says whether all had room for it.
+    pub(crate) fn tell(&self, event: &T) -> bool {
+        self.lock().queues.iter().fold(true, |all, (_, queue)| queue.push(event.clone(), 0) && all)
+    }
+
+    /// The last event, if there is one.
+    pub(crate) fn close(&self, last: Option<T>) {
+        let mut listening = self.lock();
+        listening.closed = true;
+        for (_, queue) in listening.queues.drain(..) {
+            end(&queue, last.clone());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Listening<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn end<T>(queue: &Queue<T>, last: Option<T>) {
+    match last {
+        Some(last) => queue.push_last(last),
+        None => queue.close(),
+    }
+}
+
+/// What knows its listeners by number.
+pub(crate) trait Forgets: Send + Sync {
+    fn remove(&self, number: u64);
+}
+
+impl<T: Clone + Send> Forgets for Listeners<T> {
+    fn remove(&self, number: u64) {
         self.lock().queues.retain(|(n, queue)| {
             if *n == number {
                 queue.abandon();
             }
             *n != number
         });
-    }
-
-    pub(crate) fn tell(&self, event: &NodeEvent) {
-        for (_, queue) in &self.lock().queues {
-            queue.push(event.clone(), 0);
-        }
-    }
-
-    /// The last event.
-    pub(crate) fn close(&self) {
-        let mut listeners = self.lock();
-        listeners.closed = true;
-        for (_, queue) in listeners.queues.drain(..) {
-            queue.push_last(NodeEvent::Stopped);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Listeners> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -297,14 +315,14 @@ pub struct Subscription {
 
 pub(crate) enum Of {
     Delegates(Weak<Inbox<ToDelegates>>),
-    Node(Weak<NodeEvents>),
+    Listeners(Weak<dyn Forgets>),
 }
 
 impl std::fmt::Debug for Of {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Delegates(_) => "Delegates",
-            Self::Node(_) => "Node",
+            Self::Listeners(_) => "Listeners",
         })
     }
 }
@@ -328,7 +346,7 @@ impl Drop for Subscription {
                     let _ = inbox.insist(ToDelegates::Unsubscribe { number: self.number });
                 }
             }
-            Some(Of::Node(events)) => {
+            Some(Of::Listeners(events)) => {
                 if let Some(events) = events.upgrade() {
                     events.remove(self.number);
                 }

@@ -25,12 +25,12 @@ use rand::RngExt;
 
 use crate::{
     errors::{Cause, NotSent},
+    fate::{Fanout, Fate},
     inbox::{Alarm, Turn, Turns},
     link::{Letter, What},
     logs::{Line, say},
     messages::{QUEUE, Reply, ToQueue, ToTransport},
     metrics::{Counters, Lost},
-    outbox::{Fanout, Fate},
     ring::{Shared, now},
     supervisor::Child,
 };

@@ -23,16 +23,17 @@ use rand::rngs::Xoshiro256PlusPlus;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
+    casts::Casts,
+    events::NodeEvent,
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
     keyring::{Admission, Admitted},
-    link::{Inbounds, Links},
+    link::{Inbounds, LinkEvent, Links},
     logs::{self, Line, Logs, say},
     messages::{Then, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Counters, InboxMetrics, Lost, Metrics},
     network::Endpoint,
-    outbox::Outbox,
-    pump::NodeEvents,
+    pump::Listeners,
     resolve::Resolver,
     routes::Routes,
     supervisor::Supervisor,
@@ -62,7 +63,8 @@ pub(crate) struct Doors {
     /// Subscribers of answered probes.
     pub(crate) listeners: std::sync::atomic::AtomicUsize,
     pub(crate) view: watch::Sender<View>,
-    pub(crate) node_events: Arc<NodeEvents>,
+    pub(crate) node_events: Arc<Listeners<NodeEvent>>,
+    pub(crate) link_events: Arc<Listeners<LinkEvent>>,
     pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
     pub(crate) max_broadcast: std::sync::atomic::AtomicUsize,
     pub(crate) resolver: Arc<dyn Resolver>,
@@ -71,8 +73,8 @@ pub(crate) struct Doors {
     /// Chance for what may run on any thread.
     pub(crate) chance: Mutex<Xoshiro256PlusPlus>,
     pub(crate) hooks: Hooks,
-    /// Datagrams of users that wait.
-    pub(crate) outbox: Arc<Outbox>,
+    /// What users send to single nodes in datagrams.
+    pub(crate) casts: Casts,
     /// What users send to single nodes over streams.
     pub(crate) links: Links,
     /// Memory for what is being read from streams, in KiB.
@@ -119,15 +121,16 @@ impl Doors {
             ping_payload: Mutex::default(),
             questions: Mutex::default(),
             listeners: 0.into(),
+            casts: Casts::new(view.local().name()),
             view: watch::Sender::new(view),
             node_events: Arc::default(),
+            link_events: Arc::default(),
             broadcasts_queued: 0.into(),
             max_broadcast: 0.into(),
             resolver,
             admission,
             chance: Mutex::new(chance),
             hooks,
-            outbox: Arc::default(),
             links: Links::default(),
             bodies: Semaphore::new(
                 STREAM_BODIES * config.max_state_size.max(config.max_message_size).div_ceil(1024),
@@ -166,6 +169,13 @@ impl Doors {
         self.seeds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells those who listen what becomes of a link.
+    pub(crate) fn link_event(&self, event: &LinkEvent) {
+        if !self.link_events.tell(event) {
+            self.counters.drop(Lost::LinkUnheard);
+        }
+    }
+
     /// A number that nothing else of this node has.
     pub(crate) fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
@@ -180,7 +190,7 @@ impl Doors {
         self.queue.close();
         self.transport.close();
         self.delegates.close();
-        self.outbox.close();
+        self.casts.close();
         self.links.close(self);
         let waiting = std::mem::take(&mut *self.questions());
         drop(waiting);
@@ -208,7 +218,7 @@ impl Doors {
         ]
         .into();
         let linked: usize = self.links.all().iter().map(|link| link.status().queued).sum();
-        metrics.user_messages_waiting = (self.outbox.len() + linked) as u64;
+        metrics.user_messages_waiting = (self.casts.len() + linked) as u64;
         let view = self.view.borrow().clone();
         let states = [MemberState::Alive, MemberState::Suspect, MemberState::Dead, MemberState::Left];
         let names = ["alive", "suspect", "dead", "left"];

@@ -10,20 +10,25 @@
 //! The table lies outside of Delegates, which fills it, so queues outlive its restarts. Of the user's there runs
 //! only what serde and a message's `Drop` call, and a panic there is caught.
 
-use std::{cell::RefCell, collections::BTreeMap, marker::PhantomData, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, marker::PhantomData, rc::Rc, task::Waker};
 
 use actix::Recipient;
 use bytes::Bytes;
-use memberlist_protocol::wire::{codec, message::Receipt};
+use memberlist_protocol::{
+    member::NodeId,
+    wire::{codec, message::Receipt},
+};
+use tokio::sync::oneshot;
 
 use crate::{
-    answers::Answer,
+    answers::{Answer, Answered},
     events::{Sender, UserBytes},
     logs::{Line, say},
     metrics::Lost,
     ring::Ring,
     supervisor::catch,
     typed::{FromPeer, PeerMessage},
+    uploads::{Body, Receiver, Receives, Upload},
 };
 
 mod pump;
@@ -97,6 +102,14 @@ impl Serving {
         }))
     }
 
+    /// Messages of one type with bodies.
+    pub(crate) fn upload<M: PeerMessage>(number: u64, to: Recipient<Upload<M>>) -> Self {
+        Self(Box::new(move |ring| {
+            let route: Rc<dyn Receives> = Rc::new(Receiver::new(to));
+            ring.routes.table.borrow_mut().uploads.insert(M::KIND, (number, route));
+        }))
+    }
+
     /// Opens the way to the handler.
     pub(crate) fn open(self, ring: &Ring) {
         (self.0)(ring);
@@ -114,9 +127,29 @@ struct Table {
     /// By KIND: those of this program, never a peer's.
     typed: BTreeMap<&'static str, (u64, Rc<dyn Route>)>,
     bytes: Vec<(u64, Rc<Queue<UserBytes>>)>,
+    uploads: BTreeMap<&'static str, (u64, Rc<dyn Receives>)>,
 }
 
 impl Routes {
+    /// Gives an upload that begins to its handler; the answer comes when that has one.
+    pub(crate) fn upload(
+        &self,
+        ring: &Ring,
+        kind: &str,
+        from: NodeId,
+        head: &[u8],
+        body: Body,
+    ) -> Result<oneshot::Receiver<Answered>, Receipt> {
+        let route = self.table.borrow().uploads.get(kind).map(|(_, route)| route.clone());
+        match route.filter(|route| route.is_open()) {
+            Some(route) => route.begin(ring, from, head, body),
+            None => {
+                ring.counters.drop(Lost::NoHandler);
+                Err(Receipt::NoHandler)
+            }
+        }
+    }
+
     /// Puts what has come into the queue of its handler, and says whether it lies there. Only then will a question
     /// be answered, and never before this returns; else the receipt is all that the asker gets.
     pub(crate) fn deliver(&self, ring: &Ring, arrived: Arrived<'_>) -> Receipt {
@@ -132,6 +165,29 @@ impl Routes {
                 unserved(ring, arrived)
             }
             None => unserved(ring, arrived),
+        }
+    }
+
+    /// Whether the handlers of that kind have room for `more` messages, as far as it is worth waiting for that; else
+    /// the waker is called once they may have.
+    pub(crate) fn takes(&self, kind: &str, more: usize, waker: &Waker) -> bool {
+        let table = self.table.borrow();
+        if kind.is_empty() {
+            return table.bytes.iter().all(|(_, queue)| queue.takes(more, waker));
+        }
+        table.typed.get(kind).is_none_or(|(_, route)| route.takes(more, waker))
+    }
+
+    /// Nobody waits any more for room for `more` messages of that kind, until there is plenty.
+    pub(crate) fn give_up(&self, kind: &str, more: usize) {
+        let table = self.table.borrow();
+        if kind.is_empty() {
+            let full = table.bytes.iter().filter(|(_, queue)| !queue.takes(more, Waker::noop()));
+            full.for_each(|(_, queue)| queue.give_up());
+        } else if let Some((_, route)) = table.typed.get(kind)
+            && !route.takes(more, Waker::noop())
+        {
+            route.give_up();
         }
     }
 
@@ -160,6 +216,7 @@ impl Routes {
     /// Ends one subscription at once.
     pub(crate) fn remove(&self, number: u64) {
         let mut table = self.table.borrow_mut();
+        table.uploads.retain(|_, (n, _)| *n != number);
         let typed = table.typed.iter().find(|(_, (n, _))| *n == number).map(|(kind, _)| *kind);
         let typed = typed.and_then(|kind| table.typed.remove(kind));
         let bytes = table.bytes.iter().position(|(n, _)| *n == number).map(|at| table.bytes.remove(at));
@@ -204,6 +261,8 @@ fn refused(answer: Option<Answer>, receipt: Receipt) -> Receipt {
 /// The way to the handler of one type.
 trait Route {
     fn is_open(&self) -> bool;
+    fn takes(&self, more: usize, waker: &Waker) -> bool;
+    fn give_up(&self);
     fn deliver(&self, ring: &Ring, arrived: Arrived<'_>) -> Receipt;
     fn close(&self);
     fn abandon(&self);
@@ -225,6 +284,14 @@ where
 {
     fn is_open(&self) -> bool {
         self.queue.is_open()
+    }
+
+    fn takes(&self, more: usize, waker: &Waker) -> bool {
+        self.queue.takes(more, waker)
+    }
+
+    fn give_up(&self) {
+        self.queue.give_up();
     }
 
     fn deliver(&self, ring: &Ring, arrived: Arrived<'_>) -> Receipt {

@@ -48,6 +48,7 @@ use crate::{
     ring::Shared,
     rollout::{self, Way},
     transport::{Open, Use},
+    uploads,
 };
 
 /// Room for one open stream; where it comes from, if somebody else has dialled.
@@ -648,6 +649,7 @@ async fn served(
     match line.kind(permit).await? {
         StreamKind::PushPull => exchanges::serve(ring, &permit.0, line, from).await,
         StreamKind::Link => link::serve(ring, permit, line, from).await,
+        StreamKind::Upload => uploads::serve(ring, permit, line, from).await,
         StreamKind::Order => rollout::serve(ring, line, from).await,
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;

@@ -23,34 +23,39 @@ use memberlist_protocol::{
     probe::{self, Unheard},
     wire::{
         WireError, codec,
-        frame::{PART_OVERHEAD, Packer, Parts},
+        frame::Parts,
         guard::Unwrapped,
         message::{Direct, Message},
     },
 };
 use tokio::time::Instant;
 
+use delivering::Backlog;
+use sending::Outgoing;
+
 use crate::{
     errors::JoinError,
+    errors::{AskError, Cause, NotSent},
     exchanges,
     inbox::{self, Alarm, Turns},
     link,
     logs::{self, Line, say},
     messages::{TRANSPORT, ToDelegates, ToDetector, ToState, ToTransport},
     metrics::{Lost, up},
-    outbox::Cast,
     ring::{Shared, now},
     rollout,
     sources::{Accepted, Sources, Turn},
     streams::{self, Permit},
     supervisor::Child,
+    uploads,
 };
+
+mod delivering;
+mod sending;
 
 /// Datagrams that are taken from the network in one turn. What waits longer waits in the kernel.
 const RECEIVED_PER_TURN: usize = 64;
 
-/// Packets of users that leave in one turn.
-const CASTS_PER_TURN: usize = 32;
 /// Streams from outside the networks allowed that are closed in a row, before others have a turn.
 const SHUT_OUT_PER_TURN: usize = 64;
 
@@ -75,6 +80,8 @@ thread_local! {
 pub(crate) struct Kept {
     accepted: VecDeque<Accepted>,
     pub(crate) open: Rc<Open>,
+    outgoing: Outgoing,
+    backlog: Backlog,
     /// After errors on reading datagrams.
     reading: Pause,
     /// After errors on accepting streams: datagrams are read all the same.
@@ -88,6 +95,8 @@ impl Kept {
         Self {
             accepted: VecDeque::new(),
             open: Open::new(&ring.config, ring.bodies_of_source()),
+            outgoing: Outgoing::default(),
+            backlog: Backlog::default(),
             reading: Pause::default(),
             accepting: Pause::default(),
             strangers: Bucket::new(ring.config.max_stranger_answers),
@@ -254,6 +263,13 @@ impl Transport {
                 }
             }
             ToTransport::Link { link } => link::start(&self.ring, link),
+            ToTransport::Upload(upload) => match self.permit(Use::Own) {
+                Some(permit) => self.ring.spawn("upload", uploads::send(self.ring.clone(), permit, upload)),
+                None => {
+                    let busy = AskError::NotSent(NotSent::Never(Cause::Busy));
+                    drop(upload.reply.send(Err(busy)));
+                }
+            },
             ToTransport::PushPull { addr, why } => {
                 let Some(permit) = self.permit(Use::Own) else { return };
                 let ring = self.ring.clone();
@@ -310,76 +326,6 @@ impl Transport {
             say!(self.ring, Line::TooManyStreams, warn, max, "no room for another stream: see max_streams");
         }
         permit
-    }
-
-    /// Sends a packet with this body, for that run if it is known. Says whether the network took it.
-    fn send(&self, to: SocketAddr, run: u64, body: &[u8], report: Option<u32>) -> bool {
-        OUT.with_borrow_mut(|out| {
-            let run = (run != NodeId::ANY_RUN).then_some(run);
-            let wrapped = self.ring.guard().wrap(self.ring.run(), run, body, out);
-            if let Err(error) = wrapped {
-                self.ring.counters.drop(error);
-                return false;
-            }
-            self.send_bytes(to, out, report)
-        })
-    }
-
-    fn send_bytes(&self, to: SocketAddr, bytes: &[u8], report: Option<u32>) -> bool {
-        let counters = &self.ring.counters;
-        match self.ring.endpoint.try_send(bytes, to) {
-            Ok(()) => {
-                up(&counters.packets_sent);
-                counters.bytes_sent.fetch_add(bytes.len() as u64, Relaxed);
-                true
-            }
-            Err(error) => {
-                let full = error.kind() == io::ErrorKind::WouldBlock;
-                counters.drop(if full { Lost::WouldBlock } else { Lost::SendFailed });
-                if full {
-                    say!(self.ring, Line::WouldBlock, debug, %to, "packet not sent: the network takes no more just now");
-                } else {
-                    let len = bytes.len();
-                    say!(self.ring, Line::NotSent, warn, %to, %error, len, "packet not sent");
-                }
-                if let Some(seq) = report {
-                    self.ring.command(self.ring.detector_inbox(), ToDetector::SendFailed { seq });
-                }
-                false
-            }
-        }
-    }
-
-    /// Sends what users have to say in datagrams, as much as one turn has time for. Messages for one address
-    /// that follow each other share a packet.
-    fn send_casts(&self) {
-        let ring = &self.ring;
-        let mut next = ring.outbox.next_cast();
-        if next.is_none() {
-            return;
-        }
-        let (mut buf, size) = (Vec::new(), ring.config.udp_buffer_size - ring.guard().overhead());
-        for _ in 0..CASTS_PER_TURN {
-            let Some(Cast { to, run, message }) = next.take() else { return };
-            buf.resize(size, 0);
-            let mut packer = Packer::body(&mut buf);
-            if !packer.push_encoded(&message) {
-                ring.counters.drop(Lost::NoRoom);
-            }
-            next = ring.outbox.next_cast();
-            while let Some(Cast { message, .. }) = next.take_if(|next| {
-                (next.to, next.run) == (to, run) && packer.room() >= PART_OVERHEAD + next.message.len()
-            }) {
-                packer.push_encoded(&message);
-                next = ring.outbox.next_cast();
-            }
-            if let Some(packet) = packer.finish() {
-                self.send(to, run, &packet, None);
-            }
-        }
-        if let Some(cast) = next {
-            ring.outbox.put_back(cast);
-        }
     }
 
     fn receive_some(&self) {
@@ -508,7 +454,7 @@ impl Transport {
             Message::Dead(m) if self.is_about_self(&m.id) => self.accused(m.incarnation, ToState::Dead(m)),
             Message::Dead(m) => ring.news(&ring.state, ToState::Dead(m)),
             Message::User(m) => ring.news(&ring.delegates, ToDelegates::User(m)),
-            Message::Direct(message) => ring.news(&ring.delegates, ToDelegates::Direct { message, from }),
+            Message::Direct(message) => self.put_by(message, from),
         }
         Ok(())
     }
@@ -557,7 +503,8 @@ impl Transport {
     fn set_alarm(&self) {
         let kept = self.kept.borrow();
         self.ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
-        let until = [kept.reading.until, kept.accepting.until].into_iter().flatten().min();
+        let until =
+            [kept.reading.until, kept.accepting.until, kept.backlog.until()].into_iter().flatten().min();
         self.alarm.set(until.map(Instant::into_std));
     }
 
@@ -611,8 +558,11 @@ impl Transport {
             kept.open.crowded.set(!kept.open.has_room(Use::Served, kept.accepted.len()));
             ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
             *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
-            let users = ring.outbox.is_ready(cx.waker());
-            readable || users || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
+            kept.backlog.waker = Some(cx.waker().clone());
+            let backlog = kept.backlog.is_ready(&ring);
+            let open = kept.outgoing.is_open(&*endpoint, cx);
+            let casts = open && (kept.outgoing.holds() || ring.casts.is_ready(cx.waker()));
+            readable || backlog || casts || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
         })
     }
 }
@@ -646,6 +596,7 @@ impl Child for Transport {
 
 impl StreamHandler<inbox::Turn> for Transport {
     fn handle(&mut self, _: inbox::Turn, _: &mut Context<Self>) {
+        self.send_held();
         self.ring.turn(TRANSPORT, &self.ring.transport, |item| self.hear(item));
         self.ring.hooks.strike(TRANSPORT, "outbox");
         self.send_casts();
@@ -658,6 +609,7 @@ impl StreamHandler<inbox::Turn> for Transport {
         if readable {
             self.receive_some();
         }
+        self.deliver_some();
         self.set_alarm();
     }
 }

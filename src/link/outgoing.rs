@@ -225,7 +225,7 @@ impl<T> Outgoing<T> {
     }
 
     /// Takes back what was never sent and `is_over`.
-    pub fn take_back(&mut self, mut is_over: impl FnMut(Lane, &T) -> bool, mut tell: impl FnMut(T)) {
+    pub fn take_back(&mut self, mut is_over: impl FnMut(Lane, &T) -> bool, mut tell: impl FnMut(Lane, T)) {
         for (at, lane) in Lane::ALL.into_iter().enumerate() {
             let track = &mut self.tracks[at];
             if !track.waiting.iter().skip(track.sent).any(|(message, _)| is_over(lane, message)) {
@@ -235,7 +235,7 @@ impl<T> Outgoing<T> {
             for (message, bytes) in unsent {
                 if is_over(lane, &message) {
                     self.let_go(bytes);
-                    tell(message);
+                    tell(lane, message);
                 } else {
                     self.tracks[at].waiting.push_back((message, bytes));
                 }
@@ -244,12 +244,12 @@ impl<T> Outgoing<T> {
     }
 
     /// Ends everything.
-    pub fn end(&mut self, mut tell: impl FnMut(T, Settled)) {
-        for track in &mut self.tracks {
+    pub fn end(&mut self, mut tell: impl FnMut(Lane, T, Settled)) {
+        for (lane, track) in Lane::ALL.into_iter().zip(&mut self.tracks) {
             let sent = std::mem::take(&mut track.sent);
             (track.first, track.here) = (track.first + sent as u64, 0);
             for (at, (message, _)) in std::mem::take(&mut track.waiting).into_iter().enumerate() {
-                tell(message, if at < sent { Settled::InDoubt } else { Settled::Unsent });
+                tell(lane, message, if at < sent { Settled::InDoubt } else { Settled::Unsent });
             }
         }
         (self.count, self.bytes) = (0, 0);
@@ -349,7 +349,7 @@ mod tests {
         out.welcomed(Carrier::Main, &[heard(0), heard(1)], |_, _, _| ()).unwrap();
         assert_eq!(send(&mut out, 1), [(1, 1)]);
         let mut told = Vec::new();
-        out.end(|m, s| told.push((m, s)));
+        out.end(|_, m, s| told.push((m, s)));
         assert_eq!(told, [(1, Settled::InDoubt), (2, Settled::InDoubt)]);
         assert_eq!(out.held(), (0, 0));
     }
@@ -378,7 +378,7 @@ mod tests {
         let mut out = filled(5);
         send(&mut out, 2);
         let mut told = Vec::new();
-        out.take_back(|_, m| m % 2 == 1, |m| told.push(m));
+        out.take_back(|_, m| m % 2 == 1, |_, m| told.push(m));
         assert_eq!(told, [3], "1 was sent");
         assert_eq!(out.held(), (4, 40));
         assert_eq!(send(&mut out, 9), [(2, 2), (3, 4)]);

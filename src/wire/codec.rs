@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use super::{
     WireError,
+    bundle::Bundle,
     frame::MAX_LABEL,
     link::{append_refused, refused},
     message::{
@@ -215,7 +216,7 @@ enum WireMessage<'a> {
         from: WireId<'a>,
         /// An empty name stands for whoever is there.
         to: WireId<'a>,
-        bytes: &'a [u8],
+        parts: &'a [u8],
     },
 }
 
@@ -249,9 +250,11 @@ impl<'a> From<&'a Message> for WireMessage<'a> {
             Message::User(m) => {
                 Self::User { origin: (&m.origin).into(), id: m.id, kind: &m.kind, bytes: &m.bytes }
             }
-            Message::Direct(m) => {
-                Self::Direct { from: (&m.from).into(), to: WireId::or_nobody(m.to.as_ref()), bytes: &m.bytes }
-            }
+            Message::Direct(m) => Self::Direct {
+                from: (&m.from).into(),
+                to: WireId::or_nobody(m.to.as_ref()),
+                parts: m.parts.as_bytes(),
+            },
         }
     }
 }
@@ -300,10 +303,10 @@ impl WireMessage<'_> {
                 kind: kind(text)?,
                 bytes: Bytes::copy_from_slice(bytes),
             }),
-            Self::Direct { from, to, bytes } => Message::Direct(Direct {
+            Self::Direct { from, to, parts } => Message::Direct(Direct {
                 from: from.checked()?,
                 to: to.unless_nobody()?,
-                bytes: Bytes::copy_from_slice(bytes),
+                parts: Bundle::read(parts)?,
             }),
         })
     }
@@ -315,6 +318,28 @@ impl WireMessage<'_> {
 /// [`DoesNotFit`] when `room` is too small.
 pub fn encode(message: &Message, room: &mut [u8]) -> Result<usize, DoesNotFit> {
     bincode::encode_into_slice(WireMessage::from(message), room, CONFIG).map_err(does_not_fit)
+}
+
+/// Writes what users have for one node to the front of `room`, and says how long it is: a [`Direct`] of parts that
+/// are written already.
+///
+/// # Errors
+/// [`DoesNotFit`] when `room` is too small.
+pub fn encode_direct(
+    from: &NodeId,
+    to: Option<&NodeId>,
+    parts: &[u8],
+    room: &mut [u8],
+) -> Result<usize, DoesNotFit> {
+    let wire = WireMessage::Direct { from: from.into(), to: WireId::or_nobody(to), parts };
+    bincode::encode_into_slice(wire, room, CONFIG).map_err(does_not_fit)
+}
+
+/// Bytes around the parts of a [`Direct`], at most: from names of these lengths, 0 for nobody.
+pub const fn around_direct(from: usize, to: usize) -> usize {
+    /// The kind of the message, two runs, and lengths of the names and of what no datagram exceeds.
+    const REST: usize = 1 + 2 * 8 + 3 * 3;
+    REST + from + to
 }
 
 /// A message in bytes of its own.
@@ -425,8 +450,8 @@ pub fn decode_payload<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError>
     const KIB: usize = 1024;
     let read = match bytes.len() * 16 {
         0..=0x1_0000 => limited::<T, { 64 * KIB }>(bytes),
-        0..=0x10_0000 => limited::<T, { 1024 * KIB }>(bytes),
-        0..=0x100_0000 => limited::<T, { 16 * 1024 * KIB }>(bytes),
+        0x1_0001..=0x10_0000 => limited::<T, { 1024 * KIB }>(bytes),
+        0x10_0001..=0x100_0000 => limited::<T, { 16 * 1024 * KIB }>(bytes),
         _ => limited::<T, { 1024 * 1024 * KIB }>(bytes),
     };
     let (value, used) = read.map_err(|_| WireError::Malformed)?;

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{WireError, codec, message::Message};
-use crate::config::ConfigError;
+use crate::{config::ConfigError, member::NodeId};
 
 /// The first byte of everything on this wire, which is version 1.
 pub const WIRE: u8 = 0xB1;
@@ -129,6 +129,8 @@ pub enum StreamKind {
     Link,
     /// An order about keys, labels and seals.
     Order,
+    /// A message with a body behind it.
+    Upload,
 }
 
 impl StreamKind {
@@ -139,6 +141,7 @@ impl StreamKind {
             Self::Ping => 2,
             Self::Link => 3,
             Self::Order => 4,
+            Self::Upload => 5,
         }
     }
 
@@ -147,7 +150,7 @@ impl StreamKind {
     /// # Errors
     /// [`WireError::Kind`].
     pub fn of(byte: u8) -> Result<Self, WireError> {
-        [Self::PushPull, Self::Ping, Self::Link, Self::Order]
+        [Self::PushPull, Self::Ping, Self::Link, Self::Order, Self::Upload]
             .into_iter()
             .find(|kind| kind.byte() == byte)
             .ok_or(WireError::Kind)
@@ -383,12 +386,30 @@ impl<'a> Packer<'a> {
         self.close_part(message.len())
     }
 
+    /// Adds a [`Direct`](super::message::Direct) of parts that are written already; says whether it fitted.
+    pub fn push_direct(&mut self, from: &NodeId, to: Option<&NodeId>, parts: &[u8]) -> bool {
+        let at = self.len + PART_OVERHEAD;
+        if self.room() < PART_OVERHEAD {
+            return false;
+        }
+        match codec::encode_direct(from, to, parts, &mut self.buf[at..]) {
+            Ok(len) => self.close_part(len),
+            Err(_) => false,
+        }
+    }
+
     fn close_part(&mut self, len: usize) -> bool {
         let Ok(short) = u16::try_from(len) else { return false };
         self.buf[self.len..self.len + PART_OVERHEAD].copy_from_slice(&short.to_le_bytes());
         self.buf[self.count_at] += 1;
         self.len += PART_OVERHEAD + len;
         true
+    }
+
+    /// Bytes so far.
+    #[allow(clippy::len_without_is_empty, reason = "there is a count of messages even in an empty packet")]
+    pub fn len(&self) -> usize {
+        self.len
     }
 
     /// Messages so far.

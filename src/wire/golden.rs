@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     accusation::Evidence,
+    link::{Carrier, Heard, Hello, Sent, Welcome},
     member::{MemberState, NodeId, PackedTags, Tags, Versions},
 };
 
@@ -135,6 +136,24 @@ fn golden_bytes_of_users_streams() {
     assert_eq!(hex(&typed), golden("01_0161RUN_09_036b2f31"));
     let receipts = [Receipt::Taken, Receipt::NoHandler, Receipt::Busy, Receipt::NotMe, Receipt::Undecodable];
     assert_eq!(receipts.map(codec::encode_receipt), [0, 1, 2, 3, 4]);
-    let open = Envelope::new("").unwrap().open_stream(StreamKind::User);
+    let open = Envelope::new("").unwrap().open_stream(StreamKind::Link);
     assert_eq!(hex(&open), "b10003");
+}
+
+#[test]
+fn golden_bytes_of_the_first_words_of_a_link() {
+    let lanes = vec![Sent { first: 1, next: 2 }, Sent { first: 3, next: 300 }];
+    let (from, to) = (id("a"), id("b"));
+    let hello = Hello { from, to, link: 7, carrier: Carrier::Main, connection: 9, lanes, answers: 4 };
+    let bytes = codec::encode_hello(&hello);
+    assert_eq!(hex(&bytes), golden("0161RUN_0162RUN_07_00_09_020102_03fb2c01_04"));
+    assert_eq!(codec::decode_hello(&bytes), Ok(hello));
+    let heard = Heard { next: Some(5), refused: vec![(3, Receipt::Busy)] };
+    let welcome = Ok(Welcome { lanes: vec![Heard { next: None, refused: vec![] }, heard] });
+    let bytes = codec::encode_welcome(&welcome);
+    assert_eq!(hex(&bytes), "00020000010509030000000000000002");
+    assert_eq!(codec::decode_welcome(&bytes), Ok(welcome));
+    let refused = Err(Refusal::NotMe);
+    assert_eq!(hex(&codec::encode_welcome(&refused)), "010800");
+    assert_eq!(codec::decode_welcome(&[1, 8, 0]), Ok(refused));
 }

@@ -93,7 +93,12 @@ pub enum How {
     Unfit,
 }
 
-const HOWS: [How; 3] = [How::Reply, How::HandlerGone, How::Unfit];
+impl How {
+    /// What a byte stands for.
+    pub fn of(byte: u8) -> Option<Self> {
+        [Self::Reply, Self::HandlerGone, Self::Unfit].get(usize::from(byte)).copied()
+    }
+}
 
 /// Appends a frame, but for its payload, for which `payload` bytes are to follow.
 pub fn begin(frame: &Frame<'_>, payload: usize, out: &mut Vec<u8>) {
@@ -191,7 +196,7 @@ pub fn read(bytes: &[u8]) -> Result<Frame<'_>, WireError> {
         16 => Frame::Ack { lane: lane(rest)?, next: number(rest)?, refused: std::mem::take(rest) },
         17 => {
             let (number, lane, question) = (number(rest)?, lane(rest)?, self::number(rest)?);
-            let how = *HOWS.get(usize::from(byte(rest)?)).ok_or(WireError::Kind)?;
+            let how = How::of(byte(rest)?).ok_or(WireError::Kind)?;
             Frame::Answer { number, lane, question, how, payload: std::mem::take(rest) }
         }
         18 => Frame::Pong(number(rest)?),

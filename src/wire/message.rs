@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::{
     accusation::Evidence,
     member::{Member, MemberState, NodeId, PackedTags, Versions},
+    wire::bundle::Bundle,
 };
 
 /// One message of a packet.
@@ -28,7 +29,7 @@ pub enum Message {
     Dead(Dead),
     /// A user's broadcast.
     User(UserBroadcast),
-    /// A user's bytes for one node.
+    /// Users' messages for one node.
     Direct(Direct),
 }
 
@@ -225,15 +226,15 @@ pub struct UserBroadcast {
     pub bytes: Bytes,
 }
 
-/// A user's bytes for one node.
+/// What a user has for one node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Direct {
-    /// Who sends them, as it says itself.
+    /// Who sends it, as it says itself.
     pub from: NodeId,
     /// Who is meant; nothing means whoever is there.
     pub to: Option<NodeId>,
-    /// The user's bytes.
-    pub bytes: Bytes,
+    /// The user's messages.
+    pub parts: Bundle,
 }
 
 /// From whom the bytes of a user are that go over a stream, and for whom.

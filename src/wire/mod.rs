@@ -1,5 +1,6 @@
 //! Bytes: what is said ([`message`]), how it is written ([`codec`]), and what is around it ([`frame`]).
 
+pub mod bundle;
 pub mod codec;
 pub mod compress;
 pub mod frame;

@@ -324,7 +324,17 @@ mod tests {
         let lying = StateHeader { members: u32::MAX, ..header() };
         codec::encode_reply(&Ok(lying), &mut out);
         assert!(out.len() < 40);
+        let Ok(Ok(begun)) = State::begin(out.clone().into()) else { panic!("it begins well") };
+        assert_eq!(begun.state.namesakes.capacity(), 0);
         assert_eq!(State::decode(out.into(), "me"), Err(WireError::Truncated));
+    }
+
+    #[test]
+    fn of_those_with_the_readers_name_a_few_are_kept_however_many_there_are() {
+        let bytes = State::encode(header(), (0..100).map(|_| member(7)), b"");
+        let mut state = State::decode(bytes, "n7").unwrap().unwrap();
+        assert_eq!(state.namesakes(), vec![member(7); NAMESAKES]);
+        assert_eq!(std::iter::from_fn(|| state.next_member()).count(), 100);
     }
 
     #[test]

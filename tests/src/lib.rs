@@ -22,6 +22,11 @@ pub mod story;
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
 
+/// So does the one in the page about messages.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/messages.md")]
+pub struct Messages;
+
 /// Runs a test on a paused clock: time passes when everybody waits.
 pub fn paused<T>(test: impl Future<Output = T>) -> T {
     log::ready();

@@ -19,12 +19,14 @@ use memberlist_protocol::{
 
 use tokio::sync::Notify;
 
+use super::LinkEvent;
 use crate::{
+    answers,
     errors::{AskError, Cause, NotSent, SendError},
+    fate::Fate,
     inbox::Inbox,
     messages::{Reply, ToLink, ToTransport},
     metrics::{Lost, up},
-    outbox::Fate,
     ring::Doors,
 };
 
@@ -47,6 +49,12 @@ pub(crate) struct Letter {
     pub(crate) what: What,
     pub(crate) bytes: Bytes,
     pub(crate) fate: Fate,
+}
+
+impl Letter {
+    fn over(self, lane: Lane, outcome: Result<(), NotSent>) -> Over {
+        Over { lane, bytes: self.bytes.len(), fate: self.fate, outcome }
+    }
 }
 
 /// How a connection of a link stands.
@@ -104,8 +112,16 @@ pub(crate) struct Link {
     pub(crate) room: Notify,
 }
 
-/// A message that has ended, and how; told when no lock is held.
-type Told = Vec<(Fate, Result<(), NotSent>)>;
+/// A message that has ended.
+struct Over {
+    lane: Lane,
+    bytes: usize,
+    fate: Fate,
+    outcome: Result<(), NotSent>,
+}
+
+/// Messages that have ended; told when no lock is held.
+type Told = Vec<Over>;
 
 impl Link {
     fn new(peer: NodeId, number: u64, config: &Config) -> Self {
@@ -214,8 +230,11 @@ impl Link {
         }
         count(&mut state.status, &told);
         drop(state);
-        tell(doors, &self.room, told);
+        self.tell(doors, told);
         let _ = self.inbox.insist(ToLink::Up(carrier));
+        if carrier == Carrier::Main {
+            doors.link_event(&LinkEvent::Up { peer: self.peer.clone(), remote });
+        }
         Ok(())
     }
 
@@ -273,7 +292,7 @@ impl Link {
         })?;
         count(&mut state.status, &told);
         drop(state);
-        tell(doors, &self.room, told);
+        self.tell(doors, told);
         Ok(())
     }
 
@@ -296,14 +315,7 @@ impl Link {
         let (next, reply) = (state.answers, state.questions.remove(&question));
         drop(state);
         if let Some(reply) = reply {
-            let answer = match how {
-                How::Reply => Ok(Bytes::copy_from_slice(payload)),
-                How::HandlerGone => Err(AskError::HandlerGone),
-                How::Unfit => {
-                    let why = String::from_utf8_lossy(&payload[..payload.len().min(200)]);
-                    Err(AskError::Reply(why.chars().filter(|c| !c.is_control()).collect()))
-                }
-            };
+            let answer = answers::told(how, Bytes::copy_from_slice(payload));
             let _ = reply.send(answer);
         }
         Ok(next)
@@ -322,12 +334,12 @@ impl Link {
             (What::Ask(_, until), _) => *until <= now,
             (_, fate) => fate.is_void(),
         };
-        state.out.take_back(is_over, |letter| {
+        state.out.take_back(is_over, |lane, letter| {
             let cause = if letter.fate.is_void() { Cause::Invalidated } else { Cause::Expired };
-            told.push((letter.fate, Err(NotSent::Never(cause))));
+            told.push(letter.over(lane, Err(NotSent::Never(cause))));
         });
         drop(state);
-        tell(doors, &self.room, told);
+        self.tell(doors, told);
     }
 
     /// There has been no connection for too long: nothing that waits for it will get through.
@@ -344,7 +356,7 @@ impl Link {
         });
         out.take_back(
             |lane, _| lane.carrier() == carrier,
-            |letter| told.push((letter.fate, Err(NotSent::Never(Cause::LinkLost)))),
+            |lane, letter| told.push(letter.over(lane, Err(NotSent::Never(Cause::LinkLost)))),
         );
         let lost = || Err(AskError::NotSent(NotSent::Unknown(Cause::LinkLost)));
         if carrier == Carrier::Main {
@@ -354,7 +366,31 @@ impl Link {
         }
         count(&mut state.status, &told);
         drop(state);
-        tell(doors, &self.room, told);
+        self.tell(doors, told);
+    }
+
+    /// Tells whoever sent them what has become of messages.
+    fn tell(&self, doors: &Doors, told: Told) {
+        if !told.is_empty() {
+            self.room.notify_waiters();
+        }
+        let mut lost: BTreeMap<(Lane, Cause), (u64, u64)> = BTreeMap::new();
+        for Over { lane, bytes, fate, outcome } in told {
+            match outcome {
+                Ok(()) => up(&doors.counters.user_messages_sent),
+                Err(NotSent::Never(cause) | NotSent::Unknown(cause)) => {
+                    doors.counters.drop(Lost::Undelivered);
+                    let (count, sum) = lost.entry((lane, cause)).or_default();
+                    *count += 1;
+                    *sum += bytes as u64;
+                }
+            }
+            fate.end(outcome);
+        }
+        for ((lane, cause), (count, bytes)) in lost {
+            let peer = self.peer.clone();
+            doors.link_event(&LinkEvent::Dropped { peer, lane, count, bytes, cause });
+        }
     }
 
     /// Ends everything: the peer is gone, or the node stops.
@@ -362,12 +398,12 @@ impl Link {
         let mut told = Told::new();
         let mut state = self.lock();
         state.ended.get_or_insert(cause);
-        state.out.end(|letter, settled| {
+        state.out.end(|lane, letter, settled| {
             let outcome = match settled {
                 Settled::Unsent => NotSent::Never(cause),
                 _ => NotSent::Unknown(cause),
             };
-            told.push((letter.fate, Err(outcome)));
+            told.push(letter.over(lane, Err(outcome)));
         });
         let questions = std::mem::take(&mut state.questions);
         let wakers = state.writers.each_mut().map(|writer| writer.waker.take());
@@ -376,7 +412,7 @@ impl Link {
         for (_, reply) in questions {
             let _ = reply.send(Err(AskError::NotSent(NotSent::Unknown(cause))));
         }
-        tell(doors, &self.room, told);
+        self.tell(doors, told);
         wakers.into_iter().flatten().for_each(Waker::wake);
     }
 }
@@ -395,7 +431,7 @@ fn settle(
     {
         let _ = reply.send(Err(AskError::NotSent(not_sent)));
     }
-    told.push((letter.fate, outcome));
+    told.push(letter.over(at.0, outcome));
 }
 
 fn outcome(settled: Settled) -> Result<(), NotSent> {
@@ -412,23 +448,9 @@ fn outcome(settled: Settled) -> Result<(), NotSent> {
 }
 
 fn count(status: &mut LinkStatus, told: &Told) {
-    let sent = told.iter().filter(|(_, outcome)| outcome.is_ok()).count() as u64;
+    let sent = told.iter().filter(|over| over.outcome.is_ok()).count() as u64;
     status.sent += sent;
     status.dropped += told.len() as u64 - sent;
-}
-
-fn tell(doors: &Doors, room: &Notify, told: Told) {
-    if !told.is_empty() {
-        room.notify_waiters();
-    }
-    for (fate, outcome) in told {
-        if outcome.is_ok() {
-            up(&doors.counters.user_messages_sent);
-        } else {
-            doors.counters.drop(Lost::Undelivered);
-        }
-        fate.end(outcome);
-    }
 }
 
 /// All links of a node, by their peers.
@@ -441,6 +463,8 @@ pub(crate) struct Links {
 struct Registry {
     links: BTreeMap<NodeId, Arc<Link>>,
     closed: bool,
+    /// The node says farewell.
+    leaving: bool,
 }
 
 impl Links {
@@ -449,6 +473,9 @@ impl Links {
         let mut all = self.lock();
         if all.closed {
             return Err(SendError::Stopped);
+        }
+        if all.leaving {
+            return Err(SendError::Leaving);
         }
         if let Some(link) = all.links.get(peer) {
             return Ok(link.clone());
@@ -496,6 +523,40 @@ impl Links {
             let news = if Some(id) == member { ToLink::Alive } else { ToLink::Gone(gone) };
             let _ = link.inbox.insist(news);
         }
+    }
+
+    /// Makes no more until [`Links::open`], and waits until all that was sent is settled, but no longer than until
+    /// `deadline`. What is left then is given up. Says how many messages were settled, and how many given up.
+    pub(crate) async fn drain(&self, deadline: Instant) -> (u64, u64) {
+        self.lock().leaving = true;
+        let (mut drained, mut left) = (0, 0);
+        for link in self.all() {
+            let before = link.status().queued as u64;
+            let settled = async {
+                loop {
+                    let mut room = std::pin::pin!(link.room.notified());
+                    room.as_mut().enable();
+                    if link.status().queued == 0 {
+                        return;
+                    }
+                    room.await;
+                }
+            };
+            let _ = tokio::time::timeout_at(deadline.into(), settled).await;
+            let after = link.status().queued as u64;
+            drained += before.saturating_sub(after);
+            left += after;
+        }
+        let links = std::mem::take(&mut self.lock().links);
+        for link in links.into_values() {
+            let _ = link.inbox.insist(ToLink::Gone(Cause::Stopped));
+        }
+        (drained, left)
+    }
+
+    /// Makes links again.
+    pub(crate) fn open(&self) {
+        self.lock().leaving = false;
     }
 
     /// Makes no more, and ends those that are there.

@@ -24,6 +24,7 @@ use memberlist_protocol::{
 use tokio::time::timeout;
 
 use super::{
+    LinkEvent,
     duplex::{self, End, MISSED, Out},
     outbound::nonsense,
     wide,
@@ -128,6 +129,7 @@ pub(crate) async fn serve(
         Ok(admitted) => admitted,
         Err(refusal) => {
             ring.refused(&refusal, &hello.from, from);
+            ring.link_event(&LinkEvent::Refused { peer: hello.from, remote: from, why: refusal });
             return Ok(());
         }
     };
@@ -336,11 +338,7 @@ impl AnswerBox {
 
 impl Answers for AnswerBox {
     fn answer(&self, question: u64, answered: Answered) {
-        let (how, bytes) = match answered {
-            Answered::Reply(bytes) => (How::Reply, bytes),
-            Answered::HandlerGone => (How::HandlerGone, Bytes::new()),
-            Answered::Unfit(why) => (How::Unfit, Bytes::from(why)),
-        };
+        let (how, bytes) = answered.split();
         let lane = Lane::of((question & 3) as u8).unwrap_or(Lane::Ordered);
         let given = Given { lane, question: question >> 2, how, bytes };
         let len = given.bytes.len();

@@ -19,6 +19,7 @@ use memberlist_protocol::{
 };
 
 use super::{
+    LinkEvent,
     cell::{Link, What},
     duplex::{self, End, MISSED, Out},
     wide,
@@ -40,6 +41,7 @@ struct Ending {
     link: Arc<Link>,
     carrier: Carrier,
     up: Option<Instant>,
+    remote: Option<SocketAddr>,
 }
 
 impl Drop for Ending {
@@ -51,24 +53,29 @@ impl Drop for Ending {
 
 /// One connection, from the dial to its end.
 pub(super) async fn run(ring: Shared, link: Arc<Link>, carrier: Carrier) {
-    let mut ending = Ending { link: link.clone(), carrier, up: None };
-    let Err(failure) = connected(&ring, &link, carrier, &mut ending.up).await else { return };
+    let mut ending = Ending { link: link.clone(), carrier, up: None, remote: None };
+    let Err(failure) = connected(&ring, &link, &mut ending).await else { return };
     count(&ring, &failure);
+    if let Failure::Refused(why) = &failure {
+        let remote = ending.remote.unwrap_or(ring.view.borrow().local().addr);
+        let (peer, why) = (link.peer.clone(), why.clone());
+        if why == Refusal::Removed {
+            ring.link_event(&LinkEvent::Removed { by: peer.clone() });
+        }
+        ring.link_event(&LinkEvent::Refused { peer, remote, why });
+    }
     let (peer, why) = (logs::node(&link.peer), logs::text(&failure));
     say!(ring, Say::LinkLost, debug, %peer, %why, "a link to a peer has no connection");
 }
 
-async fn connected(
-    ring: &Shared,
-    link: &Arc<Link>,
-    carrier: Carrier,
-    since: &mut Option<Instant>,
-) -> Result<(), Failure> {
+async fn connected(ring: &Shared, link: &Arc<Link>, ending: &mut Ending) -> Result<(), Failure> {
+    let carrier = ending.carrier;
     let limit = ring.config.tcp_timeout;
     let _room = ring.link_room.acquire().await.map_err(|_| Failure::Unserved)?;
     // Many links that come up at once take turns.
     let turn = ring.dials.acquire().await.map_err(|_| Failure::Unserved)?;
     let Some(member) = present(ring, &link.peer) else { return Ok(()) };
+    ending.remote = Some(member.addr);
     let mut line = Line::new(ring, dial(ring, member.addr, limit).await?);
     line.open(StreamKind::Link).await?;
     let (connection, lanes, answers) = link.hello(carrier);
@@ -80,7 +87,7 @@ async fn connected(
     let welcome = welcome.map_err(Failure::Refused)?;
     let at = now();
     link.welcomed(ring, carrier, &welcome.lanes, member.addr, at).map_err(|_| nonsense())?;
-    *since = Some(at);
+    ending.up = Some(at);
     up(&ring.counters.links_up);
     match carrier {
         Carrier::Main => {

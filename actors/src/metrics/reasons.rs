@@ -41,6 +41,8 @@ pub(crate) enum Lost {
     Undecodable,
     /// An answered probe that a subscriber had no room for.
     PingUnheard,
+    /// An event of a link that a subscriber had no room for.
+    LinkUnheard,
     /// A subscriber that lagged behind, and got a snapshot instead of events.
     SubscriberLagged,
     /// A message whose handler panicked.
@@ -84,7 +86,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 36] = [
+    pub(crate) const ALL: [(Self, &'static str); 37] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -101,6 +103,7 @@ impl Lost {
         (Self::HandlerBusy, "handler_busy"),
         (Self::Undecodable, "undecodable"),
         (Self::PingUnheard, "ping_unheard"),
+        (Self::LinkUnheard, "link_unheard"),
         (Self::SubscriberLagged, "subscriber_lagged"),
         (Self::Panicked, "panicked"),
         (Self::HandlerGone, "handler_gone"),
@@ -154,6 +157,7 @@ impl Lost {
             | Self::HandlerGone
             | Self::SubscriberLagged
             | Self::PingUnheard
+            | Self::LinkUnheard
             | Self::NotForUs
             | Self::Unshared => "users",
             Self::Undelivered | Self::NobodyThere => "outbox",

@@ -87,6 +87,12 @@ pub trait Endpoint: Send + Sync + 'static {
     /// [`io::ErrorKind::WouldBlock`] when the network takes no more just now; else why it cannot be sent.
     fn try_send(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()>;
 
+    /// Ready when the network may take a datagram; else the waker is called once it may. The node asks after
+    /// [`Endpoint::try_send`] has said [`io::ErrorKind::WouldBlock`]. Without an answer of one's own: always ready.
+    fn poll_writable(&self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
     /// The next stream that somebody opened to here, and from where.
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Connection>, SocketAddr)>>;
 

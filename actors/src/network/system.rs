@@ -137,6 +137,11 @@ impl Endpoint for Sockets {
         self.udp.try_send_to(datagram, for_socket(self.local, to)).map(drop)
     }
 
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // An error is reported by the next attempt to send.
+        self.udp.poll_send_ready(cx).map(drop)
+    }
+
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Connection>, SocketAddr)>> {
         self.tcp.poll_accept(cx).map_ok(|(stream, from)| {
             let _ = stream.set_nodelay(true);

@@ -7,8 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use actix::MailboxError;
-use memberlist_protocol::wire::codec;
+use actix::{MailboxError, dev::SendError};
 use serde::Serialize;
 
 use super::{
@@ -57,27 +56,13 @@ fn end<R: Serialize>(doors: &Doors, request: Request, result: Result<R, MailboxE
     match (result, request.answer) {
         // A result's `Drop` is the user's.
         (Ok(result), None) => drop(catch(|| drop(result))),
-        (Ok(result), Some(answer)) => answer.give(encoded(result, doors.config.max_message_size)),
+        (Ok(result), Some(answer)) => answer.give(Answered::encode(result, doors.config.max_message_size)),
         (Err(_), answer) => {
             doors.counters.drop(Lost::HandlerGone);
             if let Some(answer) = answer {
                 answer.give(Answered::HandlerGone);
             }
         }
-    }
-}
-
-fn encoded(result: impl Serialize, max: usize) -> Answered {
-    let mut out = Vec::new();
-    let encoded = catch(|| {
-        let encoded = codec::encode_payload(&result, &mut out);
-        drop(result);
-        encoded
-    });
-    match encoded {
-        Ok(Ok(())) if out.len() <= max => Answered::Reply(out.into()),
-        Ok(Ok(())) => Answered::Unfit(format!("the reply has {} bytes; at most {max} fit", out.len())),
-        Ok(Err(why)) | Err(why) => Answered::Unfit(why),
     }
 }
 
@@ -96,6 +81,15 @@ impl<T: Handled> Future for Pump<T> {
         while let Some(room) = self.room()
             && let Some(Item { msg, len, answer }) = self.queue.take(room)
         {
+            // Where nobody waits for the result, there need be no way back for it.
+            let msg = if answer.is_none() && self.window.is_empty() {
+                match self.queue.to.try_send(msg) {
+                    Ok(()) => continue,
+                    Err(SendError::Full(msg) | SendError::Closed(msg)) => msg,
+                }
+            } else {
+                msg
+            };
             self.bytes += len;
             let request = self.queue.to.send(msg);
             if let Some((request, result)) = self.window.push(request, Request { len, answer }) {

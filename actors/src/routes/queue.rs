@@ -36,6 +36,10 @@ struct Waiting<T> {
     bytes: usize,
     closed: bool,
     pump: Option<Waker>,
+    /// Who has more for it, and waits for room.
+    filler: Option<Waker>,
+    /// Those who waited for room have waited in vain.
+    stuck: bool,
 }
 
 /// The queue of one handler. It stays on the node's thread.
@@ -46,7 +50,14 @@ pub(super) struct Queue<T: Handled> {
 
 impl<T: Handled> Queue<T> {
     pub(super) fn new(to: Recipient<T>) -> Rc<Self> {
-        let waiting = Waiting { items: VecDeque::new(), bytes: 0, closed: false, pump: None };
+        let waiting = Waiting {
+            items: VecDeque::new(),
+            bytes: 0,
+            closed: false,
+            pump: None,
+            filler: None,
+            stuck: false,
+        };
         Rc::new(Self { to, waiting: RefCell::new(waiting) })
     }
 
@@ -58,6 +69,22 @@ impl<T: Handled> Queue<T> {
     pub(super) fn has_room(&self, len: usize) -> bool {
         let waiting = self.waiting.borrow();
         waiting.items.len() < DEPTH && (waiting.bytes + len <= BYTES || waiting.items.is_empty())
+    }
+
+    /// Whether `more` messages have room, or it is not worth waiting for that; else the waker is called when half of
+    /// the queue is free, or the handler is gone.
+    pub(super) fn takes(&self, more: usize, waker: &Waker) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        let takes = waiting.closed || waiting.stuck || waiting.items.len() + more.min(DEPTH / 2) <= DEPTH;
+        if !takes {
+            waiting.filler = Some(waker.clone());
+        }
+        takes
+    }
+
+    /// Nobody waits for room any more, until half of the queue is free.
+    pub(super) fn give_up(&self) {
+        self.waiting.borrow_mut().stuck = true;
     }
 
     pub(super) fn push(&self, item: Item<T>) {
@@ -77,6 +104,12 @@ impl<T: Handled> Queue<T> {
         }
         let item = waiting.items.pop_front()?;
         waiting.bytes -= item.len;
+        if waiting.items.len() <= DEPTH / 2 {
+            waiting.stuck = false;
+            let filler = waiting.filler.take();
+            drop(waiting);
+            wake(filler);
+        }
         Some(item)
     }
 
@@ -96,9 +129,10 @@ impl<T: Handled> Queue<T> {
     pub(super) fn close(&self) {
         let mut waiting = self.waiting.borrow_mut();
         waiting.closed = true;
-        let pump = waiting.pump.take();
+        let (pump, filler) = (waiting.pump.take(), waiting.filler.take());
         drop(waiting);
         wake(pump);
+        wake(filler);
     }
 
     /// Ends at once, and says how many nobody will get. Who has asked something is told.

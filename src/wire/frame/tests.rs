@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     accusation::Evidence,
     member::{MAX_META, MAX_NAME, NodeId, PackedTags, Tags, Versions},
-    wire::message::*,
+    wire::{bundle::Bundle, message::*},
 };
 
 fn envelope(label: &str) -> Envelope {
@@ -71,7 +71,7 @@ fn each_kind() -> Vec<Message> {
             kind: "k/1".into(),
             bytes: Bytes::from_static(b"news"),
         }),
-        Message::Direct(Direct { from: id("a"), to: Some(id("b")), bytes: Bytes::from_static(b"hi") }),
+        Message::Direct(Direct { from: id("a"), to: Some(id("b")), parts: Bundle::of("k", b"hi") }),
     ]
 }
 
@@ -96,7 +96,7 @@ fn golden_bytes_of_wire_1() {
         format!("05_0162{run}_03_007f000001fb0a1f_0601006b010076_016d_010101000000"),
         format!("06_0162{run}_03_0163_0161_0164_00_02000000"),
         format!("07_0161{run}_09_036b2f31_046e657773"),
-        format!("08_0161{run}_0162{run}_026869"),
+        format!("08_0161{run}_0162{run}_06_010200_6b_6869"),
     ];
     assert_eq!((each_kind().len(), golden.len()), (Message::KINDS, Message::KINDS));
     for (message, golden) in each_kind().iter().zip(golden) {
@@ -126,6 +126,20 @@ fn the_largest_honest_messages_fit_a_default_packet() {
     for message in messages {
         assert_eq!(open("", &packet("", std::slice::from_ref(&message))), Ok(vec![message]));
     }
+}
+
+#[test]
+fn a_type_of_a_users_message_has_a_name_of_at_most_64_bytes() {
+    let named = |len: usize| {
+        let message =
+            UserBroadcast { origin: id("a"), id: 9, kind: "k".repeat(len).into(), bytes: Bytes::new() };
+        let user = codec::decode(&codec::encoded(&Message::User(message), 1400).unwrap()).map(drop);
+        let address = Address::Broadcast { origin: id("a"), id: 9, kind: "k".repeat(len).into() };
+        let address = codec::decode_address(&codec::encode_address(&address)).map(drop);
+        (user, address)
+    };
+    assert_eq!(named(MAX_KIND), (Ok(()), Ok(())));
+    assert_eq!(named(MAX_KIND + 1), (Err(WireError::Name), Err(WireError::Name)));
 }
 
 #[test]
@@ -184,6 +198,8 @@ fn each_kind_of_bad_packet_has_its_reason() {
         (with(1, 2), WireError::Checksum),
         (with(1, 4), WireError::Compressed),
         (with(1, 8), WireError::Flags),
+        (with(1, 16), WireError::Flags),
+        (with(1, 0x80), WireError::Flags),
         (with(2, 0), WireError::Empty),
         (with(2, 2), WireError::Truncated),
         (nack[..5].to_vec(), WireError::Truncated),

@@ -334,6 +334,10 @@ impl Endpoint for MemoryEndpoint {
         self.network.with(|state| state.send(datagram, self.local, to))
     }
 
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.network.with(|state| state.poll_writable(self.local, cx))
+    }
+
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Connection>, SocketAddr)>> {
         self.network.with(|state| state.poll_accept(self.local, cx)).map(|(id, from)| {
             let stream = MemoryStream::new(self.network.clone(), id, 1);

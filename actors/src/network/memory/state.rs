@@ -68,6 +68,7 @@ pub(super) struct Bound {
     datagrams: VecDeque<(Bytes, SocketAddr)>,
     pub(super) accepted: VecDeque<(u64, SocketAddr)>,
     reader: Option<Waker>,
+    writer: Option<Waker>,
     pub(super) acceptor: Option<Waker>,
 }
 
@@ -222,7 +223,9 @@ impl State {
             return;
         }
         if let Some(bound) = self.endpoints.get_mut(&addr) {
-            self.woken.extend(bound.reader.take().into_iter().chain(bound.acceptor.take()));
+            self.woken.extend(
+                [bound.reader.take(), bound.writer.take(), bound.acceptor.take()].into_iter().flatten(),
+            );
         }
         for side in self.streams.values_mut().flatten().filter(|side| side.bound == addr) {
             self.woken.extend(side.reader.take().into_iter().chain(side.writer.take()));
@@ -247,8 +250,14 @@ impl State {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         let id = self.fresh_id();
-        let bound =
-            Bound { id, datagrams: VecDeque::new(), accepted: VecDeque::new(), reader: None, acceptor: None };
+        let bound = Bound {
+            id,
+            datagrams: VecDeque::new(),
+            accepted: VecDeque::new(),
+            reader: None,
+            writer: None,
+            acceptor: None,
+        };
         self.endpoints.insert(addr, bound);
         Ok((id, addr))
     }
@@ -319,6 +328,16 @@ impl State {
         match self.endpoints.get_mut(&addr) {
             Some(bound) if paused || bound.datagrams.is_empty() => {
                 bound.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        }
+    }
+
+    pub(super) fn poll_writable(&mut self, addr: SocketAddr, cx: &Context<'_>) -> Poll<()> {
+        match self.endpoints.get_mut(&addr) {
+            Some(bound) if self.paused.contains(&addr) => {
+                bound.writer = Some(cx.waker().clone());
                 Poll::Pending
             }
             _ => Poll::Ready(()),

@@ -1,28 +1,17 @@
-//! What users send in datagrams and has not left yet. It lies apart from everything that the membership needs:
-//! however much users send, no ping waits behind it. And who is told what has become of what users send.
+//! Who is told what has become of what users send: a sender of one message, of a question, or of a broadcast that goes
+//! to many.
 
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    task::Waker,
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
 
 use crate::{
-    errors::{AskError, Cause, NotSent, SendError},
+    errors::{AskError, Cause, NotSent},
     messages::Reply,
 };
-
-/// Datagrams that wait. They leave in the node's next turn.
-const MAX_CASTS: usize = 4096;
-
-/// Bytes of datagrams that wait.
-const MAX_CAST_BYTES: usize = 4 << 20;
 
 /// Who is told what has become of a parcel. Dropped, it tells that the parcel was lost.
 pub(crate) enum Fate {
@@ -129,98 +118,5 @@ impl Drop for Part {
         if fanout.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             fanout.tell(outcome);
         }
-    }
-}
-
-/// A message that goes in a datagram.
-pub(crate) struct Cast {
-    pub(crate) to: SocketAddr,
-    /// The run that is meant, if it is known.
-    pub(crate) run: u64,
-    pub(crate) message: Bytes,
-}
-
-#[derive(Default)]
-struct Waiting {
-    casts: VecDeque<Cast>,
-    cast_bytes: usize,
-    waker: Option<Waker>,
-    closed: bool,
-}
-
-/// What waits to be sent for users.
-#[derive(Default)]
-pub(crate) struct Outbox {
-    waiting: Mutex<Waiting>,
-}
-
-impl Outbox {
-    /// Queues a datagram.
-    pub(crate) fn cast(&self, cast: Cast) -> Result<(), SendError> {
-        let mut waiting = self.lock();
-        if waiting.closed {
-            return Err(SendError::Stopped);
-        }
-        if waiting.casts.len() >= MAX_CASTS || waiting.cast_bytes + cast.message.len() > MAX_CAST_BYTES {
-            return Err(SendError::Full);
-        }
-        waiting.cast_bytes += cast.message.len();
-        waiting.casts.push_back(cast);
-        wake(waiting);
-        Ok(())
-    }
-
-    /// The next datagram.
-    pub(crate) fn next_cast(&self) -> Option<Cast> {
-        let mut waiting = self.lock();
-        let cast = waiting.casts.pop_front()?;
-        waiting.cast_bytes -= cast.message.len();
-        Some(cast)
-    }
-
-    /// Gives a datagram back that did not leave in this turn.
-    pub(crate) fn put_back(&self, cast: Cast) {
-        let mut waiting = self.lock();
-        if !waiting.closed {
-            waiting.cast_bytes += cast.message.len();
-            waiting.casts.push_front(cast);
-        }
-    }
-
-    /// Datagrams that wait.
-    pub(crate) fn len(&self) -> usize {
-        let waiting = self.lock();
-        waiting.casts.len()
-    }
-
-    /// Whether there is something to do.
-    pub(crate) fn is_ready(&self, waker: &Waker) -> bool {
-        let mut waiting = self.lock();
-        match &mut waiting.waker {
-            Some(known) => known.clone_from(waker),
-            none => *none = Some(waker.clone()),
-        }
-        !waiting.casts.is_empty()
-    }
-
-    /// Takes nothing more, and drops what waits, so that whoever waits for it learns of that.
-    pub(crate) fn close(&self) {
-        let mut waiting = self.lock();
-        waiting.closed = true;
-        let rest = std::mem::take(&mut waiting.casts);
-        drop(waiting);
-        drop(rest);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn wake(mut waiting: MutexGuard<'_, Waiting>) {
-    let waker = waiting.waker.take();
-    drop(waiting);
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }

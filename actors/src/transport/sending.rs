@@ -1,0 +1,167 @@
+//! Packets on their way out. When the network takes no more, what users send waits in its queue; a few packets of
+//! the membership are held here and leave before it.
+
+use std::{collections::VecDeque, io, net::SocketAddr, sync::atomic::Ordering::Relaxed, task::Context};
+
+use bytes::Bytes;
+use memberlist_protocol::{member::NodeId, wire::frame::Packer};
+
+use super::{OUT, Transport};
+use crate::{
+    logs::{Line, say},
+    messages::ToDetector,
+    metrics::{Lost, up},
+    network::Endpoint,
+};
+
+/// Packets of users that leave in one turn.
+const CASTS_PER_TURN: usize = 32;
+
+/// Packets of the membership that wait for the network. Those of a few rounds: older ones say nothing new.
+const MAX_HELD: usize = 64;
+
+/// A packet that is ready to leave, and the ping in it.
+struct Held {
+    to: SocketAddr,
+    bytes: Bytes,
+    report: Option<u32>,
+}
+
+/// What survives a restart: whether the network takes packets, and which have to wait for that.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    blocked: bool,
+    held: VecDeque<Held>,
+}
+
+impl Outgoing {
+    /// Whether the network takes packets, as far as is known; else the waker is called once it does.
+    pub(super) fn is_open(&mut self, endpoint: &dyn Endpoint, cx: &mut Context<'_>) -> bool {
+        self.blocked = self.blocked && endpoint.poll_writable(cx).is_pending();
+        !self.blocked
+    }
+
+    /// Whether packets of the membership wait.
+    pub(super) fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+}
+
+impl Transport {
+    /// Sends a packet with this body, for that run if it is known. Says whether the network took it, or will.
+    pub(super) fn send(&self, to: SocketAddr, run: u64, body: &[u8], report: Option<u32>) -> bool {
+        OUT.with_borrow_mut(|out| {
+            if !self.wrap(run, body, out) {
+                return false;
+            }
+            let blocked = self.kept.borrow().outgoing.blocked;
+            match if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { self.hand_over(to, out) } {
+                Ok(()) => true,
+                Err(error) => self.not_sent(to, out, report, &error),
+            }
+        })
+    }
+
+    /// Writes the packet around a body. Says whether that worked.
+    fn wrap(&self, run: u64, body: &[u8], out: &mut Vec<u8>) -> bool {
+        let run = (run != NodeId::ANY_RUN).then_some(run);
+        let wrapped = self.ring.guard().wrap(self.ring.run(), run, body, out);
+        if let Err(error) = wrapped {
+            self.ring.counters.drop(error);
+        }
+        wrapped.is_ok()
+    }
+
+    fn hand_over(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let sent = self.ring.endpoint.try_send(bytes, to);
+        match &sent {
+            Ok(()) => {
+                up(&self.ring.counters.packets_sent);
+                self.ring.counters.bytes_sent.fetch_add(bytes.len() as u64, Relaxed);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.kept.borrow_mut().outgoing.blocked = true;
+            }
+            Err(_) => {}
+        }
+        sent
+    }
+
+    /// Holds a packet that the network does not take just now. Says whether it did.
+    fn not_sent(&self, to: SocketAddr, bytes: &[u8], report: Option<u32>, error: &io::Error) -> bool {
+        let ring = &self.ring;
+        if error.kind() == io::ErrorKind::WouldBlock {
+            let held = &mut self.kept.borrow_mut().outgoing.held;
+            if held.len() < MAX_HELD {
+                held.push_back(Held { to, bytes: Bytes::copy_from_slice(bytes), report });
+                return true;
+            }
+            ring.counters.drop(Lost::WouldBlock);
+            say!(ring, Line::WouldBlock, debug, %to, "packet not sent: the network takes no more just now");
+        } else {
+            ring.counters.drop(Lost::SendFailed);
+            let len = bytes.len();
+            say!(ring, Line::NotSent, warn, %to, %error, len, "packet not sent");
+        }
+        if let Some(seq) = report {
+            ring.command(ring.detector_inbox(), ToDetector::SendFailed { seq });
+        }
+        false
+    }
+
+    /// Sends what has waited for the network, as far as it takes that.
+    pub(super) fn send_held(&self) {
+        loop {
+            let mut kept = self.kept.borrow_mut();
+            let outgoing = &mut kept.outgoing;
+            let Some(held) = (if outgoing.blocked { None } else { outgoing.held.pop_front() }) else {
+                return;
+            };
+            drop(kept);
+            match self.hand_over(held.to, &held.bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.kept.borrow_mut().outgoing.held.push_front(held);
+                }
+                Err(error) => drop(self.not_sent(held.to, &held.bytes, held.report, &error)),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Sends what users have to say in datagrams, as much as one turn has time for and the network takes.
+    pub(super) fn send_casts(&self) {
+        let ring = &self.ring;
+        let mut body = Vec::new();
+        for _ in 0..CASTS_PER_TURN {
+            if self.kept.borrow().outgoing.blocked {
+                return;
+            }
+            let Some(packet) = ring.casts.next() else { return };
+            if body.is_empty() {
+                body.resize(ring.config.udp_buffer_size.saturating_sub(ring.guard().overhead()).max(1), 0);
+            }
+            let from = ring.view.borrow().local().id.clone();
+            let (to, mut packer) = (&packet.to, Packer::body(&mut body));
+            if !packer.push_direct(&from, to.id.as_ref(), packet.parts.as_bytes()) {
+                ring.counters.drop_many(Lost::NoRoom, packet.parts.parts());
+                continue;
+            }
+            let len = packer.len();
+            let sent = OUT.with_borrow_mut(|out| {
+                if self.wrap(to.run, &body[..len], out) { self.hand_over(to.addr, out) } else { Ok(()) }
+            });
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ring.casts.put_back(packet);
+                    return;
+                }
+                Err(error) => {
+                    ring.counters.drop(Lost::SendFailed);
+                    say!(ring, Line::NotSent, warn, to = %to.addr, %error, len, "packet not sent");
+                }
+                Ok(()) => {}
+            }
+            ring.casts.done(packet);
+        }
+    }
+}
