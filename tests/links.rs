@@ -454,7 +454,7 @@ fn not_sent(error: NotSent) -> Outcome {
 fn refused(pages: &Pages, number: usize, error: &SendError) {
     let cause = match error {
         SendError::Full => actix_memberlist::Cause::Busy,
-        SendError::Gone => actix_memberlist::Cause::PeerDead,
+        SendError::Gone | SendError::Leaving => actix_memberlist::Cause::PeerDead,
         SendError::Stopped => actix_memberlist::Cause::Stopped,
         other => return pages.borrow_mut().faults.push(format!("{number} was not taken: {other}")),
     };
