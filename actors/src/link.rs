@@ -97,9 +97,7 @@ pub(crate) struct Kept {
 #[derive(Default)]
 struct Way {
     redial: Redial,
-    /// Whether its task runs.
-    running: bool,
-    /// Since when there has been no connection, although one is wanted.
+    /// Since when nothing gets through, although something is to.
     lost: Option<Instant>,
 }
 
@@ -113,7 +111,7 @@ pub(crate) struct PeerLink {
 
 /// Starts the actor of a link.
 pub(crate) fn start(ring: &Shared, link: Arc<Link>) {
-    let Some(supervisor) = ring.supervisor.get() else { return };
+    let Some(supervisor) = ring.supervisor.get().filter(|_| link.start()) else { return };
     let (ring, kept) = (ring.clone(), Rc::<RefCell<Kept>>::default());
     supervisor.supervise(LINK, 16, move || PeerLink {
         ring: ring.clone(),
@@ -129,7 +127,7 @@ impl PeerLink {
         match item {
             ToLink::Wanted(carrier) => {
                 let way = &mut kept.carriers[carrier as usize];
-                way.lost = way.lost.or_else(|| (!way.running).then(now));
+                way.lost = way.lost.or_else(|| (!self.link.is_running(carrier)).then(now));
             }
             ToLink::Ended { carrier, up } => {
                 if up.is_some() && carrier == Carrier::Main {
@@ -137,29 +135,38 @@ impl PeerLink {
                     self.ring.link_event(&LinkEvent::Down { peer: self.link.peer.clone(), cause });
                 }
                 let way = &mut kept.carriers[carrier as usize];
-                way.running = false;
                 way.redial.failed(up, now(), &mut *self.ring.rng.borrow_mut());
-                way.lost = (!self.link.is_idle(carrier)).then(now);
+                // A connection that has brought nothing through was none.
+                way.lost = way.lost.filter(|_| !self.link.has_progressed(carrier)).or_else(|| Some(now()));
             }
-            ToLink::Up(carrier) => kept.carriers[carrier as usize].lost = None,
+            ToLink::Up(carrier) => {
+                let way = &mut kept.carriers[carrier as usize];
+                way.lost = way.lost.filter(|_| !self.link.has_progressed(carrier));
+            }
             ToLink::Alive => {
                 for way in &mut kept.carriers {
                     way.redial.hurry(now());
                 }
             }
-            ToLink::Gone(cause) => {
-                drop(kept);
-                self.ring.links.remove(&self.link);
-                if self.link.status().active_since.is_some() {
-                    self.ring.link_event(&LinkEvent::Down { peer: self.link.peer.clone(), cause });
-                }
-                self.link.end(&self.ring, cause);
-            }
+            // What there is to do about it is done in any turn.
+            ToLink::Gone => {}
         }
+    }
+
+    /// The peer is gone.
+    fn end(&self, cause: Cause) {
+        self.ring.links.remove(&self.link);
+        if self.link.status().active_since.is_some() {
+            self.ring.link_event(&LinkEvent::Down { peer: self.link.peer.clone(), cause });
+        }
+        self.link.end(&self.ring, cause);
     }
 
     /// Dials where something waits and it is time, and gives up what has waited for too long.
     fn on_time(&self) {
+        if let Some(cause) = self.link.gone() {
+            return self.end(cause);
+        }
         let now = now();
         for carrier in Carrier::ALL {
             let window = self.ring.config.link_window;
@@ -167,14 +174,15 @@ impl PeerLink {
             let way = &mut kept.carriers[carrier as usize];
             if way.lost.is_some_and(|since| now.saturating_duration_since(since) >= window) {
                 way.lost = None;
-                self.link.give_up(&self.ring, carrier);
+                if !self.link.has_progressed(carrier) {
+                    self.link.give_up(&self.ring, carrier);
+                }
             }
             let wanted = self.link.is_wanted(carrier);
             if !wanted {
                 way.lost = None;
-            } else if !way.running && way.redial.due().is_none_or(|due| due <= now) {
+            } else if way.redial.due().is_none_or(|due| due <= now) && self.link.begin(carrier) {
                 way.redial.begin();
-                way.running = true;
                 way.lost.get_or_insert(now);
                 drop(kept);
                 let task = outbound::run(self.ring.clone(), self.link.clone(), carrier);
@@ -186,11 +194,12 @@ impl PeerLink {
     fn set_alarm(&self) {
         let kept = self.kept.borrow();
         let due = kept.carriers.iter().zip(Carrier::ALL).filter_map(|(way, carrier)| {
-            let dial = way.redial.due().filter(|_| !way.running && !self.link.is_idle(carrier));
+            let waits = !self.link.is_running(carrier) && !self.link.is_idle(carrier);
+            let dial = way.redial.due().filter(|_| waits);
             let end = way.lost.map(|since| since + self.ring.config.link_window);
             [dial, end].into_iter().flatten().min()
         });
-        self.alarm.set(due.min());
+        self.alarm.set(if self.link.is_ended() { Some(now()) } else { due.min() });
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     casts::Cast,
-    errors::{AskError, Cause, JoinError, NotSent, UpdateError},
+    errors::{AskError, JoinError, NotSent, UpdateError},
     events::{MemberEvent, Pinged},
     inbox::Item,
     link::Link,
@@ -239,7 +239,7 @@ pub(crate) enum ToLink {
     /// From NodeState: the peer is alive, or has moved.
     Alive,
     /// From NodeState: it is not there any more.
-    Gone(Cause),
+    Gone,
 }
 
 impl Item for ToLink {
@@ -248,7 +248,7 @@ impl Item for ToLink {
         Up(_) => "up",
         Ended {} => "ended",
         Alive () => "alive",
-        Gone(_) => "gone",
+        Gone () => "gone",
     });
 }
 

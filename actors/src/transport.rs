@@ -590,6 +590,10 @@ impl actix::Supervised for Transport {}
 
 impl Child for Transport {
     fn boot(&mut self, ctx: &mut Context<Self>) {
+        // Whoever was here before may have been told of a link and not have started it.
+        for link in self.ring.links.all() {
+            link::start(&self.ring, link);
+        }
         self.set_alarm();
         let turns = Turns::new(self.ring.transport.clone(), self.alarm.clone(), Some(self.readiness()));
         Self::add_stream(turns, ctx);

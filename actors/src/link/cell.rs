@@ -62,7 +62,8 @@ impl Letter {
 struct Writer {
     /// Wakes the task of the connection.
     waker: Option<Waker>,
-    /// Whether a connection is up.
+    /// Whether the task of a connection runs, and whether that is up.
+    running: bool,
     up: bool,
     /// Whether PeerLink knows that one is wanted.
     asked: bool,
@@ -96,6 +97,11 @@ struct State {
     writers: [Writer; 2],
     /// The number of the last connection.
     connection: u64,
+    /// Whether something was settled over each connection since PeerLink has looked.
+    progress: [bool; 2],
+    /// Whether it has its PeerLink, and why that is to end it.
+    started: bool,
+    gone: Option<Cause>,
     ended: Option<Cause>,
     status: LinkStatus,
 }
@@ -131,6 +137,9 @@ impl Link {
             answers: 0,
             writers: Default::default(),
             connection: 0,
+            progress: [false; 2],
+            started: false,
+            gone: None,
             ended: None,
             status: LinkStatus::default(),
         };
@@ -196,6 +205,36 @@ impl Link {
         self.lock().ended.is_some()
     }
 
+    /// Its PeerLink starts. Says whether there was none before.
+    pub(crate) fn start(&self) -> bool {
+        !std::mem::replace(&mut self.lock().started, true)
+    }
+
+    /// The task of a connection is about to run. Says whether there was none before.
+    pub(crate) fn begin(&self, carrier: Carrier) -> bool {
+        !std::mem::replace(&mut self.lock().writers[carrier as usize].running, true)
+    }
+
+    pub(crate) fn is_running(&self, carrier: Carrier) -> bool {
+        self.lock().writers[carrier as usize].running
+    }
+
+    /// Whether something was settled over that connection since the last time.
+    pub(crate) fn has_progressed(&self, carrier: Carrier) -> bool {
+        std::mem::take(&mut self.lock().progress[carrier as usize])
+    }
+
+    /// The peer is not there any more. That is noted here, and not only said: a restart of PeerLink must not lose it.
+    pub(crate) fn leave(&self, cause: Cause) {
+        self.lock().gone.get_or_insert(cause);
+        let _ = self.inbox.insist(ToLink::Gone);
+    }
+
+    /// Why PeerLink is to end it.
+    pub(crate) fn gone(&self) -> Option<Cause> {
+        self.lock().gone
+    }
+
     pub(crate) fn status(&self) -> LinkStatus {
         let state = self.lock();
         let (queued, queued_bytes) = state.out.held();
@@ -225,6 +264,9 @@ impl Link {
             settle(&mut told, questions, letter, at, settled);
         })?;
         state.writers[carrier as usize].up = true;
+        // Where nothing is left to be sent again, nothing is in the way.
+        state.progress[carrier as usize] |=
+            !told.is_empty() || state.out.sent(carrier).iter().all(|sent| sent.first == sent.next);
         if carrier == Carrier::Main {
             (state.status.active_since, state.status.remote) = (Some(at), Some(remote));
         }
@@ -260,11 +302,13 @@ impl Link {
         if ended.is_some() {
             return;
         }
+        let mut asked = false;
         while let Some((lane, number, letter)) = out.next(carrier) {
             if let Fate::Ask(reply) = &mut letter.fate
                 && let Some(reply) = reply.take()
             {
                 questions.insert((lane, number), reply);
+                asked = true;
             }
             if !write(lane, number, letter.what, &letter.bytes) {
                 break;
@@ -273,6 +317,14 @@ impl Link {
         match &mut writers[carrier as usize].waker {
             Some(known) => known.clone_from(waker),
             none => *none = Some(waker.clone()),
+        }
+        // Answers come over the main connection, whichever way the questions go.
+        let main = &mut writers[Carrier::Main as usize];
+        let ask = asked && !main.up && !main.asked;
+        main.asked |= ask;
+        drop(state);
+        if ask {
+            let _ = self.inbox.insist(ToLink::Wanted(Carrier::Main));
         }
     }
 
@@ -290,6 +342,7 @@ impl Link {
         out.acked(lane, next, refused, |letter, at, settled| {
             settle(&mut told, questions, letter, at, settled);
         })?;
+        state.progress[lane.carrier() as usize] |= !told.is_empty();
         count(&mut state.status, &told);
         drop(state);
         self.tell(doors, told);
@@ -520,8 +573,11 @@ impl Links {
         };
         let runs = NodeId::new(name, 0)..=NodeId::new(name, u64::MAX);
         for (id, link) in self.lock().links.range(runs) {
-            let news = if Some(id) == member { ToLink::Alive } else { ToLink::Gone(gone) };
-            let _ = link.inbox.insist(news);
+            if Some(id) == member {
+                let _ = link.inbox.insist(ToLink::Alive);
+            } else {
+                link.leave(gone);
+            }
         }
     }
 
@@ -549,7 +605,7 @@ impl Links {
         }
         let links = std::mem::take(&mut self.lock().links);
         for link in links.into_values() {
-            let _ = link.inbox.insist(ToLink::Gone(Cause::Stopped));
+            link.leave(Cause::Stopped);
         }
         (drained, left)
     }

@@ -200,6 +200,11 @@ impl MemoryNetwork {
         });
     }
 
+    /// Breaks every stream between two hosts, in both directions: what is on its way does not arrive.
+    pub fn reset_streams(&self, one: SocketAddr, other: SocketAddr) {
+        self.with(|state| state.reset_between(one, other));
+    }
+
     /// Stops the host at `addr`, as SIGSTOP would: what arrives waits in its bounded queues and wakes nobody,
     /// nothing can be read or accepted there, and nothing is taken from it: datagrams get
     /// [`io::ErrorKind::WouldBlock`], writes and dials wait.

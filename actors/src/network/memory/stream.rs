@@ -344,6 +344,19 @@ impl State {
         self.close(stream, side, Item::Reset);
     }
 
+    /// Every stream between two endpoints breaks, at both ends at once.
+    pub(super) fn reset_between(&mut self, one: SocketAddr, other: SocketAddr) {
+        let between = |[first, second]: &[Side; 2]| {
+            (first.bound, second.bound) == (one, other) || (first.bound, second.bound) == (other, one)
+        };
+        let broken: Vec<_> =
+            self.streams.iter().filter(|(_, sides)| between(sides)).map(|(&stream, _)| stream).collect();
+        for stream in broken {
+            self.reset(stream, 0);
+            self.reset(stream, 1);
+        }
+    }
+
     /// Every stream of an endpoint breaks with it.
     pub(super) fn fell(&mut self, owner: u64) {
         let fallen: Vec<_> = self
