@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use super::{
     LinkEvent,
-    duplex::{self, End, MISSED, Out},
+    duplex::{self, End, MISSED, Out, SILENT},
     outbound::nonsense,
     wide,
 };
@@ -67,8 +67,8 @@ pub(super) struct Seat {
 #[derive(Default)]
 pub(crate) struct Inbounds {
     all: RefCell<BTreeMap<(NodeId, bool), Rc<Inbound>>>,
-    /// Somebody was refused for want of room: the next connection that is silent gives way.
-    crowded: Cell<bool>,
+    /// When somebody was refused for want of room: connections that are silent after that give way.
+    crowded: Cell<Option<Instant>>,
 }
 
 impl Inbounds {
@@ -125,7 +125,7 @@ pub(crate) async fn serve(
     let hello = codec::decode_hello(&line.frame(MAX_HELLO).await?)?;
     let mut admitted = admit(ring, line.key().is_some(), &hello, from).await;
     if admitted.is_ok() && !permit.becomes_link() {
-        ring.inbounds.crowded.set(true);
+        ring.inbounds.crowded.set(Some(now()));
         admitted = Err(Refusal::Crowded);
     }
     let answer = admitted.as_ref().map(|(_, _, welcome)| welcome.clone()).map_err(Clone::clone);
@@ -284,7 +284,9 @@ impl End for Listener<'_> {
     fn silent(&mut self, missed: u32, _: &mut Out) -> Result<(), Failure> {
         let current = self.inbound.incoming.borrow().is_current(self.seat.carrier, self.seat.connection);
         let idle = self.inbound.answers.borrow().is_empty();
-        if missed > MISSED || !current || idle && self.ring.inbounds.crowded.take() {
+        let crowded = self.ring.inbounds.crowded.get();
+        let wanted = crowded.is_some_and(|at| now().saturating_duration_since(at) <= SILENT);
+        if missed > MISSED || !current || idle && wanted {
             return Err(Failure::Unserved);
         }
         Ok(())
