@@ -13,13 +13,14 @@ use actix_memberlist::{
 use bytes::Bytes;
 use memberlist_protocol::{
     accusation::Evidence,
+    link::{Carrier, Hello, Sent},
     member::{Member, MemberState, NodeId, Versions},
     wire::{
         bundle::Bundle,
         frame::{Envelope, MAX_PARTS, Packer, StreamKind},
         message::{
             Ack, Address, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect,
-            UserBroadcast,
+            UserBroadcast, Wait,
         },
         state::{State, StateHeader},
     },
@@ -125,6 +126,7 @@ fn each_kind(from: &NodeId, here: &Member, peer: &Member) -> Vec<(&'static str, 
                 bytes: Bytes::new(),
             }),
         ),
+        ("wait", Message::Wait(Wait { from: nobody.clone(), to: here.id.clone(), millis: 255 })),
         ("direct", Message::Direct(Direct { from: nobody, to: None, parts: Bundle::of("", b"") })),
     ]
 }
@@ -525,8 +527,6 @@ fn weak_point_29_a_peer_that_does_not_read_its_answer_is_given_up_in_time() {
     });
 }
 
-/// Users' streams carry one message after the other, each with its receipt: no receipt is longer than what it is
-/// for.
 #[test]
 fn what_a_stranger_is_answered_on_a_stream_is_no_more_than_it_has_sent_but_for_the_state() {
     paused(async {
@@ -539,18 +539,26 @@ fn what_a_stranger_is_answered_on_a_stream_is_no_more_than_it_has_sent_but_for_t
             let ping = memberlist_protocol::wire::codec::encoded(&ping, 2048).expect("short");
             [head(StreamKind::Ping), frame(&ping)].concat()
         };
-        let user = |to: &NodeId| {
+        let link = |to: &NodeId| {
+            let (from, to) = (nobody.clone(), to.clone());
+            let lanes = vec![Sent { first: 0, next: 0 }; 2];
+            let hello = Hello { from, to, link: 1, carrier: Carrier::Main, connection: 1, lanes, answers: 0 };
+            [head(StreamKind::Link), frame(&memberlist_protocol::wire::codec::encode_hello(&hello))].concat()
+        };
+        let upload = |to: &NodeId| {
             let address = Address::Direct { from: nobody.clone(), to: to.clone() };
-            let body = memberlist_protocol::wire::codec::encode_address(&address);
-            [head(StreamKind::Link), frame(&body), frame(&body), frame(&body)].concat()
+            let address = memberlist_protocol::wire::codec::encode_address(&address);
+            [head(StreamKind::Upload), frame(&[&address[..], &[1, b'k']].concat())].concat()
         };
         let later = |len| vec![0xB5; len];
         let exchange = [head(StreamKind::PushPull), frame(&joiner(1))].concat();
         let cases = [
             ("ping", ping(&own), true),
             ("ping of nobody", ping(&nobody), false),
-            ("user", user(&own), true),
-            ("user of somebody else", user(&nobody), true),
+            ("a link", link(&own), true),
+            ("a link to somebody else", link(&nobody), true),
+            ("an upload", upload(&own), true),
+            ("an upload to somebody else", upload(&nobody), true),
             ("a later wire, one byte", later(1), false),
             ("a later wire, five bytes", later(5), false),
             ("a later wire, six bytes", later(6), true),

@@ -20,6 +20,7 @@ use actix_memberlist::{
     testing::{Pair, Strikes},
 };
 use bytes::Bytes;
+use futures_util::future::join_all;
 use memberlist_protocol::wire::{
     frame::Packer,
     guard::{Guard, Labels},
@@ -322,9 +323,11 @@ impl Stage {
             match pair {
                 ("FailureDetector", "doubt") | ("NodeState", "suspect") => self.accuse(),
                 ("FailureDetector", "send_failed") => {
-                    // Its network takes nothing for a moment, shorter than anybody's patience.
+                    // Its network takes nothing for a moment, shorter than anybody's patience, and more is to be
+                    // sent than is held until it does.
                     self.world.network.pause(addr(STRUCK));
-                    let _ = answered("ping", self.struck().ping("n000", addr(0))).await?;
+                    let pings = (0..80).map(|_| self.struck().ping("n000", addr(0)));
+                    let _ = timeout(Duration::from_millis(20), join_all(pings)).await;
                     self.world.network.resume(addr(STRUCK));
                 }
                 ("Transport", "order") => {

@@ -33,6 +33,7 @@ use memberlist_protocol::{
         frame::{Barrier, Envelope, MAX_PARTS, StreamKind},
         message::{
             Ack, Alive, Dead, Direct, IndirectPing, Message, Nack, Ping, Remembered, Suspect, UserBroadcast,
+            Wait,
         },
         state::{Refusal, State, StateHeader},
     },
@@ -195,6 +196,7 @@ impl Cast {
                 to: Some(self.about.clone()),
                 parts: Bundle::of("kind", b"hello"),
             }),
+            Message::Wait(Wait { from: self.from.clone(), to: self.about.clone(), millis: 200 }),
         ];
         let kinds: BTreeSet<_> = messages.iter().map(Message::kind).collect();
         assert_eq!(kinds.len(), Message::KINDS, "a kind of message is not tried");

@@ -280,6 +280,29 @@ fn who_leaves_brings_home_what_it_has_taken_and_counts_what_it_has_not() {
     });
 }
 
+#[test]
+fn more_peers_than_there_may_be_links_have_them_in_turn() {
+    paused(async {
+        let world = World::cluster(10, Config { max_links: 4, ..Config::lan() }, 9).await;
+        let heard: Vec<_> = world.nodes.iter().map(serve).collect();
+        for round in 1..=2 {
+            let fanout = world.nodes[0].send_all(Select::Others, &Alarm(round));
+            assert_eq!((fanout.queued, fanout.refused.len()), (8, 0));
+            let all = |_: &World| heard[1..].iter().all(|heard| heard.borrow().len() == round as usize);
+            world.wait_until(Duration::from_secs(29), all).await.expect("within the window");
+        }
+        let up = world.nodes[0].peers().iter().filter(|peer| peer.status().active_since.is_some()).count();
+        assert!(up <= 4, "{up}");
+        // And as many from others.
+        for node in &world.nodes[1..] {
+            let to = node.peer(&world.nodes[0].view().local().id).expect("it is there");
+            drop(to.send(&Alarm(1)).expect("there is room"));
+        }
+        let all = |_: &World| heard[0].borrow().len() == 8;
+        world.wait_until(Duration::from_secs(29), all).await.expect("within the window");
+    });
+}
+
 /// So many bytes are to come.
 #[derive(Message, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[rtype(result = "(u64, bool)")]

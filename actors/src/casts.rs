@@ -2,13 +2,17 @@
 //! each node and as many more as it takes: however many messages wait, each is copied once, and none has memory of
 //! its own.
 //!
+//! A node that has more of it than its handlers take says so, and is sent nothing for a few milliseconds; then this
+//! queue fills, and its callers learn of that.
+//!
 //! It lies apart from everything that the membership needs: however much users send, no ping waits behind it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     task::Waker,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -22,11 +26,14 @@ use memberlist_protocol::{
 
 use crate::errors::SendError;
 
-/// Messages that wait. They leave in the node's next turns.
-const MAX_WAITING: usize = 8192;
+/// Messages that wait for one node. They leave in the next turns of this one.
+const LANE_MESSAGES: usize = 8192;
 
-/// Bytes that wait.
-const MAX_BYTES: usize = 4 << 20;
+/// Bytes that wait for one node.
+const LANE_BYTES: usize = 1 << 20;
+
+/// Bytes that wait in all.
+const MAX_BYTES: usize = 32 << 20;
 
 /// Buffers that are kept to be used again.
 const SPARE: usize = 64;
@@ -53,14 +60,27 @@ pub(crate) struct Packet {
     pub(crate) parts: Bundler,
 }
 
+/// What waits for one node.
+#[derive(Default)]
+struct Lane {
+    packets: VecDeque<Packet>,
+    messages: usize,
+    bytes: usize,
+    /// Until when it sends nothing: the node has asked for that.
+    held: Option<Instant>,
+}
+
+/// A node, as packets are for it: where, and which run.
+type Key = (SocketAddr, u64);
+
 #[derive(Default)]
 struct Waiting {
-    packets: VecDeque<Packet>,
-    /// The number of the first packet; the others follow.
-    first: u64,
-    /// For each node the packet that was begun last, if it waits.
-    open: BTreeMap<(SocketAddr, u64), u64>,
-    messages: usize,
+    /// Those for which something waits, or which are held.
+    lanes: BTreeMap<Key, Lane>,
+    /// Lanes with packets that may leave, in turn.
+    ready: VecDeque<Key>,
+    /// Lanes that are held, by when that ends.
+    held: BTreeSet<(Instant, Key)>,
     bytes: usize,
     spare: Vec<Vec<u8>>,
     waker: Option<Waker>,
@@ -88,12 +108,12 @@ impl Casts {
         if waiting.closed {
             return Err(SendError::Stopped);
         }
-        let weight = part_len(kind.len(), bytes.len());
-        if waiting.messages >= MAX_WAITING || waiting.bytes + weight > MAX_BYTES {
+        if !waiting.has_room(key(to), part_len(kind.len(), bytes.len())) {
             return Err(SendError::Full);
         }
-        waiting.put(to, kind, bytes, room);
-        wake(waiting);
+        if waiting.put(to, kind, bytes, room) {
+            wake(waiting);
+        }
         Ok(())
     }
 
@@ -107,29 +127,60 @@ impl Casts {
         Ok(room)
     }
 
-    /// The next packet.
+    /// The next packet; those for different nodes take turns.
     pub(crate) fn next(&self) -> Option<Packet> {
         let mut waiting = self.lock();
-        let packet = waiting.packets.pop_front()?;
-        let (number, key) = (waiting.first, key(&packet.to));
-        waiting.first += 1;
-        if waiting.open.get(&key) == Some(&number) {
-            waiting.open.remove(&key);
+        let key = waiting.ready.pop_front()?;
+        let lane = waiting.lanes.get_mut(&key)?;
+        let packet = lane.packets.pop_front()?;
+        let (messages, bytes) = (packet.parts.parts(), packet.parts.as_bytes().len());
+        lane.messages -= messages;
+        lane.bytes -= bytes;
+        if lane.packets.is_empty() {
+            waiting.lanes.remove(&key);
+        } else {
+            waiting.ready.push_back(key);
         }
-        waiting.messages -= packet.parts.parts();
-        waiting.bytes -= packet.parts.as_bytes().len();
+        waiting.bytes -= bytes;
         Some(packet)
     }
 
     /// Gives a packet back that the network did not take.
     pub(crate) fn put_back(&self, packet: Packet) {
         let mut waiting = self.lock();
-        if !waiting.closed {
-            waiting.first -= 1;
-            waiting.messages += packet.parts.parts();
-            waiting.bytes += packet.parts.as_bytes().len();
-            waiting.packets.push_front(packet);
+        if waiting.closed {
+            return;
         }
+        let (key, bytes) = (key(&packet.to), packet.parts.as_bytes().len());
+        let lane = waiting.lanes.entry(key).or_default();
+        let first = lane.packets.is_empty() && lane.held.is_none();
+        lane.messages += packet.parts.parts();
+        lane.bytes += bytes;
+        lane.packets.push_front(packet);
+        if first {
+            waiting.ready.push_front(key);
+        }
+        waiting.bytes += bytes;
+    }
+
+    /// Sends nothing to that node until then. An earlier word of it does not count any more.
+    pub(crate) fn hold(&self, addr: SocketAddr, run: u64, until: Instant) {
+        let mut waiting = self.lock();
+        if waiting.closed {
+            return;
+        }
+        let key = (addr, run);
+        let before = waiting.lanes.entry(key).or_default().held.replace(until);
+        match before {
+            Some(before) => drop(waiting.held.remove(&(before, key))),
+            None => waiting.ready.retain(|ready| *ready != key),
+        }
+        waiting.held.insert((until, key));
+    }
+
+    /// When something may leave that is held now.
+    pub(crate) fn held_until(&self) -> Option<Instant> {
+        self.lock().held.first().map(|(until, _)| *until)
     }
 
     /// Gives the memory of a packet back that has left.
@@ -142,13 +193,14 @@ impl Casts {
 
     /// Messages that wait.
     pub(crate) fn len(&self) -> usize {
-        self.lock().messages
+        self.lock().lanes.values().map(|lane| lane.messages).sum()
     }
 
     /// Whether there is something to send; else the waker is called once there is.
-    pub(crate) fn is_ready(&self, waker: &Waker) -> bool {
+    pub(crate) fn is_ready(&self, now: Instant, waker: &Waker) -> bool {
         let mut waiting = self.lock();
-        if !waiting.packets.is_empty() {
+        waiting.release(now);
+        if !waiting.ready.is_empty() {
             return true;
         }
         match &mut waiting.waker {
@@ -170,27 +222,58 @@ impl Casts {
 }
 
 impl Waiting {
-    fn put(&mut self, to: &Target, kind: &str, bytes: &[u8], room: usize) {
-        self.messages += 1;
-        let open = self.open.get(&key(to)).map(|number| (number - self.first) as usize);
-        if let Some(packet) = open.and_then(|at| self.packets.get_mut(at))
+    fn has_room(&self, key: Key, bytes: usize) -> bool {
+        let lane = self.lanes.get(&key).map_or((0, 0), |lane| (lane.messages, lane.bytes));
+        self.bytes + bytes <= MAX_BYTES && lane.0 < LANE_MESSAGES && lane.1 + bytes <= LANE_BYTES
+    }
+
+    /// Says whether something may leave that could not before.
+    fn put(&mut self, to: &Target, kind: &str, bytes: &[u8], room: usize) -> bool {
+        let Self { lanes, spare, .. } = self;
+        let lane = lanes.entry(key(to)).or_default();
+        lane.messages += 1;
+        if let Some(packet) = lane.packets.back_mut()
             && packet.to.id == to.id
         {
             let before = packet.parts.as_bytes().len();
             if packet.parts.push(kind, bytes, room) {
-                self.bytes += packet.parts.as_bytes().len() - before;
-                return;
+                let more = packet.parts.as_bytes().len() - before;
+                lane.bytes += more;
+                self.bytes += more;
+                return false;
             }
         }
-        let mut parts = Bundler::reuse(self.spare.pop().unwrap_or_default());
+        let mut parts = Bundler::reuse(spare.pop().unwrap_or_default());
         parts.push(kind, bytes, room);
-        self.bytes += parts.as_bytes().len();
-        self.open.insert(key(to), self.first + self.packets.len() as u64);
-        self.packets.push_back(Packet { to: to.clone(), parts });
+        let more = parts.as_bytes().len();
+        let first = lane.packets.is_empty() && lane.held.is_none();
+        lane.bytes += more;
+        lane.packets.push_back(Packet { to: to.clone(), parts });
+        self.bytes += more;
+        if first {
+            self.ready.push_back(key(to));
+        }
+        first
+    }
+
+    /// Lets those go on that were held until now.
+    fn release(&mut self, now: Instant) {
+        while let Some(&(until, key)) = self.held.first()
+            && until <= now
+        {
+            self.held.pop_first();
+            let Some(lane) = self.lanes.get_mut(&key) else { continue };
+            lane.held = None;
+            if lane.packets.is_empty() {
+                self.lanes.remove(&key);
+            } else {
+                self.ready.push_back(key);
+            }
+        }
     }
 }
 
-fn key(to: &Target) -> (SocketAddr, u64) {
+fn key(to: &Target) -> Key {
     (to.addr, to.run)
 }
 
@@ -222,6 +305,11 @@ mod tests {
         packets.map(|packet| (host(&packet), packet.parts.parts())).collect()
     }
 
+    fn is_empty(casts: &Casts) -> bool {
+        let waiting = casts.lock();
+        (waiting.bytes, waiting.lanes.len(), waiting.ready.len(), waiting.held.len()) == (0, 0, 0, 0)
+    }
+
     #[test]
     fn messages_for_one_node_share_packets_even_if_others_are_between_them() {
         let casts = Casts::new("me");
@@ -231,20 +319,25 @@ mod tests {
         assert_eq!(casts.len(), 60);
         let sizes = sizes(&casts);
         assert_eq!(sizes, [(0, 7), (1, 7), (2, 7), (0, 7), (1, 7), (2, 7), (0, 6), (1, 6), (2, 6)]);
-        let waiting = casts.lock();
-        assert_eq!((waiting.messages, waiting.bytes, waiting.open.len()), (0, 0, 0));
+        assert!(is_empty(&casts));
     }
 
     #[test]
     fn beyond_the_bounds_the_newest_is_refused_and_nothing_is_lost() {
         let casts = Casts::new("me");
-        let taken = (0..MAX_WAITING + 5).filter(|_| casts.push(&to(1), "", b"x", MAX).is_ok()).count();
-        assert_eq!(taken, MAX_WAITING);
+        let taken = (0..LANE_MESSAGES + 5).filter(|_| casts.push(&to(1), "", b"x", MAX).is_ok()).count();
+        assert_eq!(taken, LANE_MESSAGES);
         assert!(matches!(casts.push(&to(1), "", b"x", MAX), Err(SendError::Full)));
-        assert_eq!(sizes(&casts).iter().map(|(_, parts)| parts).sum::<usize>(), MAX_WAITING);
-        let large = vec![0; 60_000];
-        let taken = (0..1000).filter(|_| casts.push(&to(1), "", &large, 65_000).is_ok()).count();
-        assert_eq!(taken, MAX_BYTES / part_len(0, large.len()));
+        assert!(casts.push(&to(2), "", b"x", MAX).is_ok(), "there is room for another node");
+        assert_eq!(sizes(&casts).iter().map(|(_, parts)| parts).sum::<usize>(), LANE_MESSAGES + 1);
+        let (large, mut taken) = (vec![0; 60_000], [0; 60]);
+        for host in 0..60 {
+            while casts.push(&to(host), "", &large, 65_000).is_ok() {
+                taken[usize::from(host)] += 1;
+            }
+        }
+        assert_eq!(taken[0], LANE_BYTES / part_len(0, large.len()));
+        assert_eq!(taken.iter().sum::<usize>(), MAX_BYTES / part_len(0, large.len()));
     }
 
     #[test]
@@ -259,17 +352,38 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_is_given_back_is_the_next_one_and_takes_no_more() {
+    fn a_packet_that_is_given_back_is_the_next_one() {
         let casts = Casts::new("me");
-        casts.push(&to(1), "", b"1", MAX).unwrap();
+        for n in 0..10 {
+            casts.push(&to(1), "", &[n; 50], MAX).unwrap();
+        }
+        casts.push(&to(2), "", b"2", MAX).unwrap();
         let packet = casts.next().unwrap();
-        casts.push(&to(1), "", b"2", MAX).unwrap();
+        let first = packet.parts.as_bytes().to_vec();
         casts.put_back(packet);
-        casts.push(&to(1), "", b"3", MAX).unwrap();
         let bytes: Vec<_> =
-            std::iter::from_fn(|| casts.next()).map(|packet| packet.parts.as_bytes().to_vec()).collect();
-        assert_eq!(bytes, [&b"\0\x01\x001"[..], b"\0\x01\x002\xff\x01\x003"]);
-        assert_eq!((casts.len(), casts.lock().open.len()), (0, 0));
+            std::iter::from_fn(|| casts.next()).map(|p| p.parts.as_bytes().to_vec()).collect();
+        let of_one = bytes.iter().filter(|bytes| bytes.len() > 10).collect::<Vec<_>>();
+        assert_eq!((of_one.len(), of_one[0]), (4, &first));
+        assert!(is_empty(&casts));
+    }
+
+    #[test]
+    fn a_node_that_asks_for_it_is_sent_nothing_for_a_while_and_others_do_not_wait() {
+        let (casts, now) = (Casts::new("me"), Instant::now());
+        let ms = |n| now + std::time::Duration::from_millis(n);
+        casts.push(&to(1), "", b"1", MAX).unwrap();
+        let addr = to(1).addr;
+        casts.hold(addr, 7, ms(10));
+        casts.hold(addr, 7, ms(5));
+        casts.hold(to(3).addr, 7, ms(9));
+        casts.push(&to(1), "", b"2", MAX).unwrap();
+        casts.push(&to(2), "", b"3", MAX).unwrap();
+        assert_eq!((sizes(&casts), casts.len(), casts.held_until()), (vec![(2, 1)], 2, Some(ms(5))));
+        assert!(!casts.is_ready(ms(4), Waker::noop()));
+        assert!(casts.is_ready(ms(5), Waker::noop()));
+        assert_eq!((sizes(&casts), casts.held_until()), (vec![(1, 2)], Some(ms(9))));
+        assert!(!casts.is_ready(ms(9), Waker::noop()) && is_empty(&casts));
     }
 
     #[test]
@@ -288,6 +402,6 @@ mod tests {
         casts.push(&to(1), "", b"1", MAX).unwrap();
         casts.close();
         assert!(matches!(casts.push(&to(1), "", b"2", MAX), Err(SendError::Stopped)));
-        assert!(casts.next().is_none() && !casts.is_ready(Waker::noop()));
+        assert!(casts.next().is_none() && !casts.is_ready(Instant::now(), Waker::noop()));
     }
 }

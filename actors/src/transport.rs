@@ -455,6 +455,7 @@ impl Transport {
             Message::Dead(m) => ring.news(&ring.state, ToState::Dead(m)),
             Message::User(m) => ring.news(&ring.delegates, ToDelegates::User(m)),
             Message::Direct(message) => self.put_by(message, from),
+            Message::Wait(message) => return self.hold(&message, from),
         }
         Ok(())
     }
@@ -505,7 +506,8 @@ impl Transport {
         self.ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
         let until =
             [kept.reading.until, kept.accepting.until, kept.backlog.until()].into_iter().flatten().min();
-        self.alarm.set(until.map(Instant::into_std));
+        let until = until.map(Instant::into_std);
+        self.alarm.set(until.into_iter().chain(self.ring.casts.held_until()).min());
     }
 
     /// Whether the network has something, for as long as there is room for it.
@@ -561,7 +563,7 @@ impl Transport {
             kept.backlog.waker = Some(cx.waker().clone());
             let backlog = kept.backlog.is_ready(&ring);
             let open = kept.outgoing.is_open(&*endpoint, cx);
-            let casts = open && (kept.outgoing.holds() || ring.casts.is_ready(cx.waker()));
+            let casts = open && (kept.outgoing.holds() || ring.casts.is_ready(now(), cx.waker()));
             readable || backlog || casts || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
         })
     }

@@ -189,15 +189,14 @@ pub(crate) async fn run(options: &Options, mode: Mode) -> Result<(bool, Value), 
     let peer = from.peer(&to.view().local().id).ok_or("the other node is not there")?;
     let (size, count) = (options.size, mode.count(options.count));
     let (told, called) = tokio::sync::oneshot::channel();
-    let calling = async move |pause: fn() -> Option<Duration>| {
-        let _ = told.send(call(mode, &peer, size, count, pause).await);
+    let calling = async move {
+        let _ = told.send(call(mode, &peer, size, count).await);
     };
     match placement {
         Placement::Apart => {
-            std::thread::spawn(|| System::new().block_on(calling(|| Some(Duration::from_micros(200)))));
+            std::thread::spawn(|| System::new().block_on(calling));
         }
-        // The others on the arbiter have their turn.
-        _ => drop(sender.spawn(calling(|| None))),
+        _ => drop(sender.spawn(calling)),
     }
     let last = arrivals(&arrived, count);
     let (called, last) = tokio::join!(called, last);
@@ -247,9 +246,9 @@ pub(crate) fn head(options: &Options, mode: Mode) -> Value {
     head
 }
 
-/// Makes the calls of a workload, one after the other. When there is no room, it waits for `pause`, or lets the others
-/// on its thread have a turn, and tries again.
-async fn call(mode: Mode, peer: &Peer, size: usize, count: u64, pause: fn() -> Option<Duration>) -> Called {
+/// Makes the calls of a workload, one after the other. When there is no room, it lets others have a turn for a
+/// millisecond, and tries again.
+async fn call(mode: Mode, peer: &Peer, size: usize, count: u64) -> Called {
     let msg = Load { bytes: vec![7; size].into() };
     let (mut errors, mut times) = (0, Vec::with_capacity((count / TIMED) as usize + 1));
     let echo = Echo { bytes: vec![7; size].into() };
@@ -290,10 +289,7 @@ async fn call(mode: Mode, peer: &Peer, size: usize, count: u64, pause: fn() -> O
             }
             match sent {
                 Ok(()) => break,
-                Err(SendError::Full) => match pause() {
-                    Some(pause) => std::thread::sleep(pause),
-                    None => tokio::task::yield_now().await,
-                },
+                Err(SendError::Full) => actix::clock::sleep(Duration::from_millis(1)).await,
                 Err(error) => {
                     errors += failed(&mut first, Err::<(), _>(error));
                     break;

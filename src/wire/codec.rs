@@ -22,7 +22,7 @@ use super::{
     link::{append_refused, refused},
     message::{
         Ack, Address, Alive, Dead, Direct, IndirectPing, MAX_KIND, Message, Nack, Ping, Receipt, Remembered,
-        Suspect, UserBroadcast,
+        Suspect, UserBroadcast, Wait,
     },
     order::{MAX_ORDER, Order, Ordered, Standing},
     state::{Refusal, StateHeader},
@@ -218,6 +218,11 @@ enum WireMessage<'a> {
         to: WireId<'a>,
         parts: &'a [u8],
     },
+    Wait {
+        from: WireId<'a>,
+        to: WireId<'a>,
+        millis: u8,
+    },
 }
 
 impl<'a> From<&'a Message> for WireMessage<'a> {
@@ -255,6 +260,7 @@ impl<'a> From<&'a Message> for WireMessage<'a> {
                 to: WireId::or_nobody(m.to.as_ref()),
                 parts: m.parts.as_bytes(),
             },
+            Message::Wait(m) => Self::Wait { from: (&m.from).into(), to: (&m.to).into(), millis: m.millis },
         }
     }
 }
@@ -308,6 +314,9 @@ impl WireMessage<'_> {
                 to: to.unless_nobody()?,
                 parts: Bundle::read(parts)?,
             }),
+            Self::Wait { from, to, millis } => {
+                Message::Wait(Wait { from: from.checked()?, to: to.checked()?, millis })
+            }
         })
     }
 }

@@ -31,15 +31,17 @@ pub enum Message {
     User(UserBroadcast),
     /// Users' messages for one node.
     Direct(Direct),
+    /// "Send me no users' messages for a moment."
+    Wait(Wait),
 }
 
 impl Message {
     /// Kinds of messages.
-    pub const KINDS: usize = 9;
+    pub const KINDS: usize = 10;
 
     /// The names of the kinds, by [`Message::kind`].
     pub const NAMES: [&'static str; Self::KINDS] =
-        ["ping", "indirect_ping", "ack", "nack", "suspect", "alive", "dead", "user", "direct"];
+        ["ping", "indirect_ping", "ack", "nack", "suspect", "alive", "dead", "user", "direct", "wait"];
 
     /// The kind, as it stands on the wire.
     pub fn kind(&self) -> usize {
@@ -53,6 +55,7 @@ impl Message {
             Self::Dead(_) => 6,
             Self::User(_) => 7,
             Self::Direct(_) => 8,
+            Self::Wait(_) => 9,
         }
     }
 }
@@ -235,6 +238,17 @@ pub struct Direct {
     pub to: Option<NodeId>,
     /// The user's messages.
     pub parts: Bundle,
+}
+
+/// "Send me no users' messages for a moment": more have come than handlers have taken so far. It concerns datagrams.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wait {
+    /// Who asks.
+    pub from: NodeId,
+    /// Who is asked.
+    pub to: NodeId,
+    /// For how long, in milliseconds.
+    pub millis: u8,
 }
 
 /// From whom the bytes of a user are that go over a stream, and for whom.

@@ -65,11 +65,15 @@ pub(super) struct Seat {
 /// What has come from each node. Who can prove to be that node, by a seal or by where it comes from, shares nothing
 /// with who only says so.
 #[derive(Default)]
-pub(crate) struct Inbounds(RefCell<BTreeMap<(NodeId, bool), Rc<Inbound>>>);
+pub(crate) struct Inbounds {
+    all: RefCell<BTreeMap<(NodeId, bool), Rc<Inbound>>>,
+    /// Somebody was refused for want of room: the next connection that is silent gives way.
+    crowded: Cell<bool>,
+}
 
 impl Inbounds {
     fn of(&self, ring: &Shared, from: NodeId, proven: bool) -> Option<Rc<Inbound>> {
-        let mut all = self.0.borrow_mut();
+        let mut all = self.all.borrow_mut();
         // What is kept longer than the sender keeps its side is of no use.
         let (now, window) = (now(), ring.config.link_window);
         all.retain(|_, inbound| {
@@ -121,6 +125,7 @@ pub(crate) async fn serve(
     let hello = codec::decode_hello(&line.frame(MAX_HELLO).await?)?;
     let mut admitted = admit(ring, line.key().is_some(), &hello, from).await;
     if admitted.is_ok() && !permit.becomes_link() {
+        ring.inbounds.crowded.set(true);
         admitted = Err(Refusal::Crowded);
     }
     let answer = admitted.as_ref().map(|(_, _, welcome)| welcome.clone()).map_err(Clone::clone);
@@ -278,7 +283,11 @@ impl End for Listener<'_> {
 
     fn silent(&mut self, missed: u32, _: &mut Out) -> Result<(), Failure> {
         let current = self.inbound.incoming.borrow().is_current(self.seat.carrier, self.seat.connection);
-        if missed > MISSED || !current { Err(Failure::Unserved) } else { Ok(()) }
+        let idle = self.inbound.answers.borrow().is_empty();
+        if missed > MISSED || !current || idle && self.ring.inbounds.crowded.take() {
+            return Err(Failure::Unserved);
+        }
+        Ok(())
     }
 }
 
@@ -317,6 +326,10 @@ impl AnswerBox {
         let first = now.out.sent(Carrier::Main)[0].first;
         let heard = |next| Heard { next: Some(next), refused: Vec::new() };
         now.out.welcomed(Carrier::Main, &[heard(first), heard(next)], |_, _, _| ()).map_err(drop)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().out.is_empty(Carrier::Main)
     }
 
     fn arrived(&self, next: u64) -> Result<(), ()> {

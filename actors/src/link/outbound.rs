@@ -178,9 +178,11 @@ impl End for Speaker<'_> {
         if present(self.ring, &self.link.peer).is_none_or(|member| member.addr != self.addr) {
             return Err(Failure::Unserved);
         }
+        // Where there is no room for further links, it is the turn of others.
+        let wanted = self.ring.link_room.available_permits() == 0;
         if !self.link.is_idle(Carrier::Main) {
             self.idle = None;
-        } else if at.saturating_duration_since(*self.idle.get_or_insert(at)) >= IDLE {
+        } else if wanted || at.saturating_duration_since(*self.idle.get_or_insert(at)) >= IDLE {
             return Err(Failure::Unserved);
         }
         self.ping(out);

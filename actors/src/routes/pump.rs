@@ -21,6 +21,9 @@ use crate::{
     supervisor::catch,
 };
 
+/// Messages up to this size, in bytes, may lie in the mailbox beside those that are waited for.
+const SMALL: usize = 4096;
+
 /// A request that is under way.
 struct Request {
     len: usize,
@@ -81,8 +84,9 @@ impl<T: Handled> Future for Pump<T> {
         while let Some(room) = self.room()
             && let Some(Item { msg, len, answer }) = self.queue.take(room)
         {
-            // Where nobody waits for the result, there need be no way back for it.
-            let msg = if answer.is_none() && self.window.is_empty() {
+            // Where nobody waits for the result, and as long as the mailbox has room, there need be no way back for
+            // it. Small ones alone: how many there are is for the mailbox to say.
+            let msg = if answer.is_none() && len <= SMALL && self.window.is_empty() {
                 match self.queue.to.try_send(msg) {
                     Ok(()) => continue,
                     Err(SendError::Full(msg) | SendError::Closed(msg)) => msg,

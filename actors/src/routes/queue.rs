@@ -38,8 +38,8 @@ struct Waiting<T> {
     pump: Option<Waker>,
     /// Who has more for it, and waits for room.
     filler: Option<Waker>,
-    /// Those who waited for room have waited in vain.
-    stuck: bool,
+    /// Whoever waited for room has waited in vain: nobody does until the handler has taken so many more.
+    stuck: usize,
 }
 
 /// The queue of one handler. It stays on the node's thread.
@@ -50,14 +50,8 @@ pub(super) struct Queue<T: Handled> {
 
 impl<T: Handled> Queue<T> {
     pub(super) fn new(to: Recipient<T>) -> Rc<Self> {
-        let waiting = Waiting {
-            items: VecDeque::new(),
-            bytes: 0,
-            closed: false,
-            pump: None,
-            filler: None,
-            stuck: false,
-        };
+        let waiting =
+            Waiting { items: VecDeque::new(), bytes: 0, closed: false, pump: None, filler: None, stuck: 0 };
         Rc::new(Self { to, waiting: RefCell::new(waiting) })
     }
 
@@ -75,16 +69,16 @@ impl<T: Handled> Queue<T> {
     /// the queue is free, or the handler is gone.
     pub(super) fn takes(&self, more: usize, waker: &Waker) -> bool {
         let mut waiting = self.waiting.borrow_mut();
-        let takes = waiting.closed || waiting.stuck || waiting.items.len() + more.min(DEPTH / 2) <= DEPTH;
+        let takes = waiting.closed || waiting.stuck > 0 || waiting.items.len() + more.min(DEPTH / 2) <= DEPTH;
         if !takes {
             waiting.filler = Some(waker.clone());
         }
         takes
     }
 
-    /// Nobody waits for room any more, until half of the queue is free.
+    /// Nobody waits for room any more, until the handler has taken half a queue.
     pub(super) fn give_up(&self) {
-        self.waiting.borrow_mut().stuck = true;
+        self.waiting.borrow_mut().stuck = DEPTH / 2;
     }
 
     pub(super) fn push(&self, item: Item<T>) {
@@ -104,8 +98,8 @@ impl<T: Handled> Queue<T> {
         }
         let item = waiting.items.pop_front()?;
         waiting.bytes -= item.len;
+        waiting.stuck = waiting.stuck.saturating_sub(1);
         if waiting.items.len() <= DEPTH / 2 {
-            waiting.stuck = false;
             let filler = waiting.filler.take();
             drop(waiting);
             wake(filler);

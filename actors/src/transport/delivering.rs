@@ -2,9 +2,18 @@
 //! as they come, so that nothing of the membership waits behind them, and wait here for a handler that is about to
 //! make room. One that does not makes them wait no longer.
 
-use std::{collections::VecDeque, net::SocketAddr, task::Waker, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    task::Waker,
+    time::Duration,
+};
 
-use memberlist_protocol::{member::NodeId, wire::message::Direct};
+use memberlist_protocol::{
+    member::{Member, NodeId},
+    wire::message::Direct,
+};
 use tokio::time::Instant;
 
 use super::Transport;
@@ -20,23 +29,41 @@ use crate::{
 /// Bytes that wait for handlers.
 const MAX_BYTES: usize = 32 << 20;
 
+/// Bytes from which on members are asked to wait: some milliseconds of work.
+const CROWDED: usize = 1 << 20;
+
+/// How long a member is asked to wait for each [`CROWDED`] bytes: not as long as it takes to work them off.
+const WAIT: u8 = 2;
+
+/// The same member is asked again after that.
+const ASKED: Duration = Duration::from_millis(1);
+
 /// What a packet takes besides its bytes, about.
 const AROUND: usize = 256;
 
 /// Users' messages that are given to handlers in one turn, or a packet's more.
 const MESSAGES_PER_TURN: usize = 512;
 
-/// How long messages wait for a handler that has no room. It has time for hundreds, or is slow.
-const PATIENCE: Duration = Duration::from_millis(5);
+/// How often it is looked whether a handler has made room that had none. Then it has had time for hundreds, or is
+/// slow.
+const LOOKS: u8 = 10;
+
+/// Between two looks. When the whole thread had no processor for longer, that is one.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What survives a restart.
 #[derive(Default)]
 pub(crate) struct Backlog {
     packets: VecDeque<(Direct, SocketAddr, usize)>,
     bytes: usize,
-    /// Until when the first one waits for room.
+    /// When to look again whether there is room for the first one, and how often.
     until: Option<Instant>,
+    looks: u8,
     pub(super) waker: Option<Waker>,
+    /// When members were asked to wait.
+    asked: BTreeMap<NodeId, Instant>,
+    /// Who is to be asked, in this turn.
+    asking: Vec<Arc<Member>>,
 }
 
 impl Backlog {
@@ -56,12 +83,34 @@ impl Backlog {
         self.until
     }
 
+    /// When too much waits, a member that sends more is to be asked to stop for a moment.
+    fn ask(&mut self, ring: &Ring, from: &NodeId) {
+        if self.bytes < CROWDED {
+            self.asked.clear();
+            return;
+        }
+        let now = Instant::now();
+        if self.asked.get(from).is_none_or(|asked| now >= *asked + ASKED)
+            && let Some(member) = present(ring, from)
+        {
+            self.asked.insert(from.clone(), now);
+            self.asking.push(member);
+        }
+    }
+
     /// The next packet to be given to its handlers.
     fn next(&mut self, ring: &Ring) -> Option<(Direct, SocketAddr, usize)> {
         let (message, _, count) = self.packets.front()?;
         if !self.has_room(ring, message, *count) {
             let now = Instant::now();
-            if now < *self.until.get_or_insert(now + PATIENCE) {
+            if self.until.is_none() {
+                self.looks = LOOKS;
+            }
+            if self.until.is_none_or(|until| until <= now) && self.looks > 0 {
+                self.looks -= 1;
+                self.until = Some(now + LOOK);
+            }
+            if self.until.is_some_and(|until| now < until) {
                 return None;
             }
             message.parts.kinds().for_each(|kind| ring.routes.give_up(kind, *count));
@@ -89,11 +138,20 @@ impl Transport {
             return;
         }
         backlog.bytes += size;
+        backlog.ask(ring, &message.from);
         backlog.packets.push_back((message, addr, count));
     }
 
     /// Gives handlers what waits for them, as much as one turn has time for.
     pub(super) fn deliver_some(&self) {
+        let (asking, bytes) = {
+            let backlog = &mut self.kept.borrow_mut().backlog;
+            (std::mem::take(&mut backlog.asking), backlog.bytes)
+        };
+        let millis = WAIT.saturating_mul(u8::try_from(bytes / CROWDED).unwrap_or(u8::MAX));
+        for member in asking {
+            self.ask_to_wait(&member.id, member.addr, millis);
+        }
         let mut given = 0;
         while given < MESSAGES_PER_TURN {
             let next = self.kept.borrow_mut().backlog.next(&self.ring);

@@ -1,10 +1,20 @@
 //! Packets on their way out. When the network takes no more, what users send waits in its queue; a few packets of
 //! the membership are held here and leave before it.
 
-use std::{collections::VecDeque, io, net::SocketAddr, sync::atomic::Ordering::Relaxed, task::Context};
+use std::{
+    collections::VecDeque, io, net::SocketAddr, sync::atomic::Ordering::Relaxed, task::Context,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use memberlist_protocol::{member::NodeId, wire::frame::Packer};
+use memberlist_protocol::{
+    member::NodeId,
+    probe::{self, Unheard},
+    wire::{
+        frame::Packer,
+        message::{Message, Wait},
+    },
+};
 
 use super::{OUT, Transport};
 use crate::{
@@ -12,6 +22,7 @@ use crate::{
     messages::ToDetector,
     metrics::{Lost, up},
     network::Endpoint,
+    ring::now,
 };
 
 /// Packets of users that leave in one turn.
@@ -19,6 +30,9 @@ const CASTS_PER_TURN: usize = 32;
 
 /// Packets of the membership that wait for the network. Those of a few rounds: older ones say nothing new.
 const MAX_HELD: usize = 64;
+
+/// Longest time for which a node may ask for silence.
+const MAX_HOLD: Duration = Duration::from_millis(20);
 
 /// A packet that is ready to leave, and the ping in it.
 struct Held {
@@ -126,6 +140,32 @@ impl Transport {
                 Ok(()) => {}
             }
         }
+    }
+
+    /// Asks a member to send no users' messages for so long.
+    pub(super) fn ask_to_wait(&self, to: &NodeId, addr: SocketAddr, millis: u8) {
+        let from = self.ring.view.borrow().local().id.clone();
+        let message = Message::Wait(Wait { from, to: to.clone(), millis });
+        let mut body = vec![0; self.ring.config.udp_buffer_size];
+        let mut packer = Packer::body(&mut body);
+        if packer.push(&message) {
+            let len = packer.len();
+            self.ring.counters.sent(&message);
+            self.send(addr, to.run(), &body[..len], None);
+        }
+    }
+
+    /// A member has asked for that.
+    pub(super) fn hold(&self, message: &Wait, from: SocketAddr) -> Result<(), Unheard> {
+        let ring = &self.ring;
+        let view = ring.view.borrow();
+        if view.local().id != message.to {
+            return Err(Unheard::NotForMe);
+        }
+        let member = probe::member_at(&view, &message.from, from).ok_or(Unheard::UnknownAsker)?;
+        let wait = Duration::from_millis(message.millis.into()).min(MAX_HOLD);
+        ring.casts.hold(member.addr, member.id.run(), now() + wait);
+        Ok(())
     }
 
     /// Sends what users have to say in datagrams, as much as one turn has time for and the network takes.

@@ -72,6 +72,7 @@ fn each_kind() -> Vec<Message> {
             bytes: Bytes::from_static(b"news"),
         }),
         Message::Direct(Direct { from: id("a"), to: Some(id("b")), parts: Bundle::of("k", b"hi") }),
+        Message::Wait(Wait { from: id("a"), to: id("b"), millis: 20 }),
     ]
 }
 
@@ -97,6 +98,7 @@ fn golden_bytes_of_wire_1() {
         format!("06_0162{run}_03_0163_0161_0164_00_02000000"),
         format!("07_0161{run}_09_036b2f31_046e657773"),
         format!("08_0161{run}_0162{run}_06_010200_6b_6869"),
+        format!("09_0161{run}_0162{run}_14"),
     ];
     assert_eq!((each_kind().len(), golden.len()), (Message::KINDS, Message::KINDS));
     for (message, golden) in each_kind().iter().zip(golden) {
