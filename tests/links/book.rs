@@ -40,8 +40,10 @@ pub struct Entry {
 #[derive(Default)]
 pub struct Book {
     pub entries: Vec<Entry>,
-    /// The last one that a handler has heard, by who, from whom, what and how.
-    last: BTreeMap<(NodeId, NodeId, &'static str, bool), usize>,
+    /// The last one that a handler has heard, by from whom, who, what and how.
+    last: BTreeMap<(NodeId, usize, &'static str, bool), usize>,
+    /// Handlers that there have been.
+    pub ears: usize,
     /// Runs that have ended, or whose handler has.
     pub bereft: BTreeSet<NodeId>,
     /// Empty bytes have no number.
@@ -55,7 +57,7 @@ pub struct Book {
 pub type Pages = Rc<RefCell<Book>>;
 
 impl Book {
-    pub fn heard(&mut self, number: usize, at: &NodeId) {
+    pub fn heard(&mut self, number: usize, at: &NodeId, ear: usize) {
         let Some(entry) = self.entries.get_mut(number) else {
             return self.faults.push(format!("{at} has heard {number}, which nobody has sent"));
         };
@@ -69,7 +71,7 @@ impl Book {
         if let Some(Outcome::Never(_)) = entry.outcome {
             self.faults.push(format!("never: {at} has heard {number} all the same: {entry:?}"));
         }
-        let key = (entry.from.clone(), at.clone(), entry.kind, entry.bulk);
+        let key = (entry.from.clone(), ear, entry.kind, entry.bulk);
         let before = self.last.insert(key, number);
         if before.is_some_and(|before| before > number) {
             self.faults.push(format!("order: {at} has heard {number} after {before:?}: {entry:?}"));

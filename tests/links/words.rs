@@ -47,6 +47,8 @@ pub fn numbered(number: usize, size: usize) -> Bytes {
 /// Notes what it hears; each message takes it a pause.
 pub struct Ear {
     at: NodeId,
+    /// Its number: one that has stopped may hear what lay in its mailbox beside its successor.
+    number: usize,
     pages: Pages,
     pause: Rc<Cell<Duration>>,
 }
@@ -55,7 +57,9 @@ impl Ear {
     /// Starts one that hears everything which comes to this node, until it is told to [`Stop`].
     pub fn listen(node: &Cluster, pages: &Pages, pause: &Rc<Cell<Duration>>) -> actix::Addr<Self> {
         let at = node.view().local().id.clone();
-        let ear = Self { at, pages: pages.clone(), pause: pause.clone() }.start();
+        pages.borrow_mut().ears += 1;
+        let number = pages.borrow().ears;
+        let ear = Self { at, number, pages: pages.clone(), pause: pause.clone() }.start();
         let to = || ear.clone();
         node.serve_bytes(to().recipient()).expect("it runs").detach();
         node.serve::<Tell<0>>(to().recipient()).expect("it runs").detach();
@@ -68,7 +72,7 @@ impl Ear {
     }
 
     fn hear(&self, number: usize, ctx: &mut Context<Self>) {
-        self.pages.borrow_mut().heard(number, &self.at);
+        self.pages.borrow_mut().heard(number, &self.at, self.number);
         if !self.pause.get().is_zero() {
             ctx.wait(sleep(self.pause.get()).into_actor(self));
         }
