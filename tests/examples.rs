@@ -1,0 +1,166 @@
+//! The examples that people start in several terminals, as real processes: what they print is what is looked at.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic here is a test that fails")]
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use memberlist_tests::agents;
+
+/// Time for anything to happen that does happen: a process starts, news goes round, a crash is noticed.
+const SOON: Duration = Duration::from_secs(60);
+
+/// Time after which something that gossip may have missed is said again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// One process. It is killed when this is dropped, if it still runs.
+struct Program {
+    name: String,
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: Receiver<String>,
+    read: Vec<String>,
+    /// Where it listens.
+    addr: String,
+}
+
+impl Program {
+    /// Starts a node, and waits for the line that says where it is.
+    fn start(program: &Path, name: &str, seed: Option<&str>, more: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(["--name", name, "--bind", "127.0.0.1:0"]).args(more);
+        if let Some(seed) = seed {
+            command.args(["--join", seed]);
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take(), child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut started =
+            Self { name: name.into(), child, input, lines, read: Vec::new(), addr: String::new() };
+        let line = started.wait("listens on");
+        started.addr = line.split_whitespace().nth(3).unwrap().into();
+        started
+    }
+
+    /// Waits for a line in which this stands, after those that were waited for before.
+    fn wait(&mut self, wanted: &str) -> String {
+        self.wait_for(wanted, SOON).unwrap_or_else(|why| {
+            panic!("{} did not say {wanted:?}, {why}, but:\n{}", self.name, self.read.join("\n"))
+        })
+    }
+
+    /// The same, but it may also have said so before.
+    fn has_said(&mut self, wanted: &str) {
+        if !self.read.iter().any(|line| line.contains(wanted)) {
+            self.wait(wanted);
+        }
+    }
+
+    fn wait_for(&mut self, wanted: &str, within: Duration) -> Result<String, RecvTimeoutError> {
+        let deadline = Instant::now() + within;
+        loop {
+            let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()))?;
+            self.read.push(line.clone());
+            if line.contains(wanted) {
+                return Ok(line);
+            }
+        }
+    }
+
+    fn type_in(&mut self, line: &str) {
+        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    fn end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + SOON;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        panic!("{} does not end; it has said:\n{}", self.name, self.read.join("\n"));
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Types a line again and again until it was heard: a broadcast may be missed.
+fn say_until_heard(from: &mut Program, line: &str, to: &mut Program, wanted: &str) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        from.type_in(line);
+        match to.wait_for(wanted, AGAIN) {
+            Ok(_) => return,
+            Err(why) => assert!(Instant::now() < deadline, "{} did not hear {line:?}: {why}", to.name),
+        }
+    }
+}
+
+#[test]
+fn two_terminals_chat_and_see_each_other_come_go_and_die() {
+    let program = agents::example("chat");
+    let key = ["--key", "000102030405060708090a0b0c0d0e0f"];
+    let mut ann = Program::start(&program, "ann", None, &key);
+    let seed = ann.addr.clone();
+    let mut bob = Program::start(&program, "bob", Some(&seed), &key);
+    ann.wait("* bob has come");
+    bob.wait("* ann has come");
+
+    say_until_heard(&mut ann, "good morning", &mut bob, "ann: good morning");
+    say_until_heard(&mut bob, "\x1b[31mgood morning", &mut ann, "bob: \u{fffd}[31mgood morning");
+    bob.type_in("/tell ann between us");
+    bob.wait("* ann has it");
+    ann.wait("bob tells you: between us");
+    ann.type_in("/tell carol are you there?");
+    ann.wait("* \"carol\" is not here");
+    ann.type_in("/who");
+    ann.wait(&format!("* ann {seed}: you"));
+    ann.wait(&format!("* bob {}", bob.addr));
+
+    // Who says something and goes is heard.
+    bob.type_in("good night");
+    bob.type_in("/quit");
+    assert!(bob.end().success());
+    ann.wait("* bob has left");
+    ann.has_said("bob: good night");
+
+    let mut carol = Program::start(&program, "carol", Some(&seed), &key);
+    ann.wait("* carol has come");
+    // Who has another key is nobody.
+    let stranger = Command::new(&program)
+        .args(["--name", "eve", "--bind", "127.0.0.1:0", "--join", &seed])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(!stranger.status.success(), "{stranger:?}");
+    carol.child.kill().unwrap();
+    carol.child.wait().unwrap();
+    ann.type_in("/tell carol hello?");
+    ann.wait("* carol is dead");
+    ann.has_said("* to carol: ");
+    // The end of the input is a way to leave.
+    ann.input = None;
+    assert!(ann.end().success());
+    assert!(!ann.read.iter().any(|line| line.contains("eve")), "{:?}", ann.read);
+}
