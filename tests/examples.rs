@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic here is a test that fails")]
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::Path,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
@@ -13,6 +14,10 @@ use std::{
 };
 
 use memberlist_tests::agents;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 /// Time for anything to happen that does happen: a process starts, news goes round, a crash is noticed.
 const SOON: Duration = Duration::from_secs(60);
@@ -83,6 +88,10 @@ impl Program {
 
     fn type_in(&mut self, line: &str) {
         writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
     /// Waits until it has ended by itself.
@@ -163,4 +172,100 @@ fn two_terminals_chat_and_see_each_other_come_go_and_die() {
     ann.input = None;
     assert!(ann.end().success());
     assert!(!ann.read.iter().any(|line| line.contains("eve")), "{:?}", ann.read);
+}
+
+/// What a web server answers: the status and the lines of the head, and the body.
+fn http(addr: &str, method: &str, path: &str, body: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let len = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    (head.to_lowercase(), body.to_owned())
+}
+
+/// Gets an item until it is this value, from there: a peer may be too slow for a miss to wait for it.
+fn item(addr: &str, key: &str, value: &str, from: &str) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let (head, body) = http(addr, "GET", &format!("/item/{key}"), "");
+        if head.starts_with("http/1.1 200") && head.contains(&format!("x-cache: {from}")) && body == value {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{addr} {key} is no {value:?} from {from:?}: {head}\n{body}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_cache_asks_the_others_for_what_it_misses_and_forgets_what_they_write() {
+    let program = agents::example("cache");
+    let start = |name: &str, seed: Option<&str>| {
+        let mut node = Program::start(&program, name, seed, &["--http", "127.0.0.1:0"]);
+        let line = node.wait("serves http://");
+        let http = line.rsplit('/').next().unwrap().to_owned();
+        (node, http)
+    };
+    let (a, a_http) = start("a", None);
+    let (mut b, b_http) = start("b", Some(&a.addr));
+    let (_c, c_http) = start("c", Some(&a.addr));
+    let peers = |http_addr: &str| {
+        let (head, body) = http(http_addr, "GET", "/peers", "");
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        let peers: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let names = peers.as_array().unwrap().iter();
+        names.map(|peer| peer["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let wait_for_peers = |http_addr: &str, wanted: &[&str]| {
+        let deadline = Instant::now() + SOON;
+        while peers(http_addr) != wanted {
+            assert!(Instant::now() < deadline, "{:?}", peers(http_addr));
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait_for_peers(&a_http, &["b", "c"]);
+    wait_for_peers(&b_http, &["a", "c"]);
+    wait_for_peers(&c_http, &["a", "b"]);
+
+    let (head, _) = http(&a_http, "GET", "/item/sky", "");
+    assert!(head.starts_with("http/1.1 404") && head.contains("x-cache: miss"), "{head}");
+    let write = |http_addr: &str, value: &str| {
+        let (head, _) = http(http_addr, "PUT", "/item/sky", value);
+        assert!(head.starts_with("http/1.1 204"), "{head}");
+    };
+    write(&a_http, "blue");
+    item(&a_http, "sky", "blue", "hit");
+    item(&b_http, "sky", "blue", "peer a");
+    item(&b_http, "sky", "blue", "hit");
+    item(&c_http, "sky", "blue", "peer ");
+    item(&c_http, "sky", "blue", "hit");
+
+    // One broadcast may be missed: it is written until both have heard of it.
+    let deadline = Instant::now() + SOON;
+    let old = |http_addr: &str| http(http_addr, "GET", "/item/sky", "").1 == "blue";
+    write(&b_http, "grey");
+    while old(&a_http) || old(&c_http) {
+        assert!(Instant::now() < deadline, "a write on b makes nobody forget");
+        thread::sleep(AGAIN);
+        write(&b_http, "grey");
+    }
+    item(&b_http, "sky", "grey", "hit");
+    item(&a_http, "sky", "grey", "");
+    item(&c_http, "sky", "grey", "");
+
+    let (head, _) = http(&a_http, "PUT", &format!("/item/{}", "k".repeat(201)), "x");
+    assert!(head.starts_with("http/1.1 414"), "{head}");
+    let (head, _) = http(&a_http, "PUT", "/item/large", &"x".repeat((64 << 10) + 1));
+    assert!(head.starts_with("http/1.1 413"), "{head}");
+
+    b.signal(Signal::SIGTERM);
+    b.wait("b leaves");
+    assert!(b.end().success());
+    wait_for_peers(&a_http, &["c"]);
 }

@@ -76,7 +76,15 @@ impl Options {
         self.access.grant(builder)
     }
 
-    /// Joins the others, if it is said where they are.
+    /// The same for one that may be there before its seeds: it asks for them as long as it runs.
+    pub(crate) fn searching(&self) -> ClusterBuilder {
+        match self.seeds.as_slice() {
+            [] => self.builder(),
+            seeds => self.builder().seeds(seeds.to_vec()),
+        }
+    }
+
+    /// Joins the others, now, if it is said where they are.
     pub(crate) async fn join(&self, node: &Cluster) -> Result<(), actix_memberlist::JoinError> {
         if self.seeds.is_empty() {
             return Ok(());
