@@ -269,3 +269,41 @@ fn a_cache_asks_the_others_for_what_it_misses_and_forgets_what_they_write() {
     assert!(b.end().success());
     wait_for_peers(&a_http, &["c"]);
 }
+
+#[test]
+fn the_oldest_leads_until_it_is_killed_or_leaves_and_nobody_leads_without_a_quorum() {
+    let program = agents::example("leader");
+    let care = ["--quorum", "2", "--stable-after", "1"];
+    // By name the order is the other way round.
+    let mut zoe = Program::start(&program, "zoe", None, &care);
+    zoe.wait("no leader yet");
+    let mut max = Program::start(&program, "max", Some(&zoe.addr), &care);
+    let mut abe = Program::start(&program, "abe", Some(&zoe.addr), &care);
+    zoe.wait("zoe (this node) leads");
+    max.wait("zoe leads");
+    abe.wait("zoe leads");
+
+    zoe.child.kill().unwrap();
+    for (node, leader) in [(&mut max, "max (this node)"), (&mut abe, "max")] {
+        node.wait("zoe leads no more");
+        node.wait(&format!("{leader} will lead, if that stays so for 1s"));
+        node.wait(&format!("{leader} leads"));
+    }
+
+    // A newcomer changes nothing: the others say nothing of it.
+    let mut aaron = Program::start(&program, "aaron", Some(&max.addr), &care);
+    aaron.wait("max leads");
+
+    max.signal(Signal::SIGTERM);
+    abe.wait("max leads no more");
+    abe.wait("abe (this node) leads");
+    aaron.wait("max leads no more");
+    aaron.wait("abe leads");
+    assert!(max.end().success());
+
+    assert!(!abe.read.iter().any(|line| line.contains("aaron")), "{:?}", abe.read);
+    abe.child.kill().unwrap();
+    aaron.wait("abe leads no more");
+    aaron.wait("no leader: 1 of 2 members that are needed");
+    assert!(!aaron.read.iter().any(|line| line.contains("aaron (this node)")), "{:?}", aaron.read);
+}
