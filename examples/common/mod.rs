@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each example uses a part of it")]
 
 pub(crate) mod access;
+pub(crate) mod options;
 
 use std::io::IsTerminal;
 

@@ -1,4 +1,4 @@
-//! The program that tests start as a process: the example `agent`.
+//! The programs that tests start as processes: the examples, first of all `agent`.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,17 +6,22 @@ use std::{
     sync::OnceLock,
 };
 
-/// The program of the example, freshly built: one that lies there may be older than the library.
+/// The program of the example `agent`, freshly built: one that lies there may be older than the library.
 ///
 /// # Panics
 ///
 /// If it does not build.
 pub fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(build)
+    PROGRAM.get_or_init(|| example("agent"))
 }
 
-fn build() -> PathBuf {
+/// The program of an example, freshly built.
+///
+/// # Panics
+///
+/// If it does not build.
+pub fn example(example: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("this test has a path");
     // target/<profile>/deps/agents-<hash>
     let profile = exe.parent().and_then(Path::parent).expect("a directory of the profile");
@@ -27,7 +32,7 @@ fn build() -> PathBuf {
         None => panic!("{}: what profile is this?", profile.display()),
     };
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "memberlist-protocol", "--example", "agent"])
+        .args(["build", "--quiet", "--package", "memberlist-protocol", "--example", example])
         .args(["--profile", name])
         .arg("--target-dir")
         .arg(target)
@@ -35,5 +40,5 @@ fn build() -> PathBuf {
         .status()
         .expect("cargo runs");
     assert!(built.success(), "the example does not build");
-    profile.join("examples/agent")
+    profile.join("examples").join(example)
 }
