@@ -307,6 +307,29 @@ fn what_a_network_does_not_take_waits_and_leaves_when_it_does() {
 }
 
 #[test]
+fn a_node_that_is_sent_more_than_its_handlers_take_asks_for_a_moment_and_loses_nothing() {
+    paused(async {
+        let world = cluster(9, quiet(), 7).await;
+        let ear = listen(&world.nodes[0], Duration::ZERO);
+        let mut taken = 0;
+        for _ in 0..5 {
+            // Together they have more than waits at a node before it asks.
+            for from in 1..7 {
+                let to = peer(&world, from, 0);
+                while to.cast(&note(taken)).is_ok() {
+                    taken += 1;
+                }
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        let full = (1..7).filter(|i| world.nodes[*i].metrics().messages_received["wait"] > 0).count();
+        assert!(full > 0 && world.nodes[0].metrics().messages_sent["wait"] > 0);
+        ear.until("all", |heard| heard.notes.len() as u32 == taken).await;
+        assert_eq!(world.nodes[0].metrics().dropped["handler_busy"], 0);
+    });
+}
+
+#[test]
 fn a_flood_of_casts_leaves_pings_answered() {
     paused(async {
         let world = cluster(8, Config::lan(), 3).await;

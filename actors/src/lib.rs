@@ -13,7 +13,7 @@
 //! | see who is there | [`Cluster::view`]: a [`View`] of [`Member`]s; [`Cluster::why`] one was accused |
 //! | hear what becomes of them | [`Cluster::subscribe`] an actor to [`MemberEvent`]s, or [`Cluster::events`] as a stream |
 //! | say something of oneself | [`Cluster::set_meta`], [`Cluster::set_tags`] |
-//! | tell one member, or all | [`Cluster::peers`]: [`Peer::cast_bytes`], [`Peer::send_bytes`]; [`Cluster::broadcast`], [`Cluster::broadcast_bytes`] |
+//! | tell one member, or all | [`Cluster::peers`]: [`Peer::cast`], [`Peer::cast_bytes`], [`Peer::send_bytes`]; [`Cluster::broadcast`], [`Cluster::broadcast_bytes`] |
 //! | hear what is told | [`Cluster::serve`], [`Cluster::serve_from`]: [`PeerMessage`]s; [`Cluster::serve_bytes`]: [`UserBytes`] |
 //! | share a state with all | [`Cluster::share`]: [`SharedState`], [`Export`], [`Merge`] |
 //! | decide who may in | [`ClusterBuilder::admit`]: [`Admit`] |

@@ -129,11 +129,6 @@ struct Counter(Arc<AtomicU64>);
 
 impl Actor for Counter {
     type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Context<Self>) {
-        // actix gives a mailbox room for 16: too few for bursts.
-        ctx.set_mailbox_capacity(256);
-    }
 }
 
 impl Handler<Load> for Counter {
@@ -215,16 +210,6 @@ pub(crate) async fn run(options: &Options, mode: Mode) -> Result<(bool, Value), 
         "p99_us": round(at(0.99) / 1000.0),
         "cpu_us_per_msg": round(cpu.as_secs_f64() * 1e6 / count.max(1) as f64),
     });
-    if std::env::var_os("MEASURE_COUNTERS").is_some() {
-        for node in [&from, &to] {
-            let metrics = node.metrics();
-            let dropped: Vec<_> = metrics.dropped.iter().filter(|(_, count)| **count > 0).collect();
-            eprintln!(
-                "{} sent, {} received, dropped {dropped:?}",
-                metrics.packets_sent, metrics.packets_received
-            );
-        }
-    }
     for node in [from, to] {
         node.shutdown().await;
     }

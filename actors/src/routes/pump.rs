@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use actix::{MailboxError, dev::SendError};
+use actix::MailboxError;
 use serde::Serialize;
 
 use super::{
@@ -20,9 +20,6 @@ use crate::{
     ring::Doors,
     supervisor::catch,
 };
-
-/// Messages up to this size, in bytes, may lie in the mailbox beside those that are waited for.
-const SMALL: usize = 4096;
 
 /// A request that is under way.
 struct Request {
@@ -84,16 +81,6 @@ impl<T: Handled> Future for Pump<T> {
         while let Some(room) = self.room()
             && let Some(Item { msg, len, answer }) = self.queue.take(room)
         {
-            // Where nobody waits for the result, and as long as the mailbox has room, there need be no way back for
-            // it. Small ones alone: how many there are is for the mailbox to say.
-            let msg = if answer.is_none() && len <= SMALL && self.window.is_empty() {
-                match self.queue.to.try_send(msg) {
-                    Ok(()) => continue,
-                    Err(SendError::Full(msg) | SendError::Closed(msg)) => msg,
-                }
-            } else {
-                msg
-            };
             self.bytes += len;
             let request = self.queue.to.send(msg);
             if let Some((request, result)) = self.window.push(request, Request { len, answer }) {
