@@ -281,8 +281,7 @@ impl Transport {
                 });
             }
             ToTransport::Farewell { packets, reply } => {
-                let sent =
-                    packets.iter().filter(|(to, run, bytes)| self.send(*to, *run, bytes, None)).count();
+                let sent = packets.iter().filter(|(to, run, bytes)| self.send_now(*to, *run, bytes)).count();
                 let _ = reply.send(sent);
             }
             ToTransport::Order { member, order, mut reply } => {

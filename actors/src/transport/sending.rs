@@ -62,17 +62,26 @@ impl Outgoing {
 }
 
 impl Transport {
-    /// Sends a packet with this body, for that run if it is known. Says whether the network took it, or will.
-    pub(super) fn send(&self, to: SocketAddr, run: u64, body: &[u8], report: Option<u32>) -> bool {
+    /// Sends a packet with this body, for that run if it is known. What the network does not take just now is held
+    /// until it does, if there is room for that.
+    pub(super) fn send(&self, to: SocketAddr, run: u64, body: &[u8], report: Option<u32>) {
         OUT.with_borrow_mut(|out| {
             if !self.wrap(run, body, out) {
-                return false;
+                return;
             }
             let blocked = self.kept.borrow().outgoing.blocked;
-            match if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { self.hand_over(to, out) } {
-                Ok(()) => true,
-                Err(error) => self.not_sent(to, out, report, &error),
+            let sent = if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { self.hand_over(to, out) };
+            if let Err(error) = sent {
+                self.hold_back(to, out, report, &error);
             }
+        });
+    }
+
+    /// The same now or never. Says whether the network took it.
+    pub(super) fn send_now(&self, to: SocketAddr, run: u64, body: &[u8]) -> bool {
+        OUT.with_borrow_mut(|out| {
+            self.wrap(run, body, out)
+                && self.hand_over(to, out).inspect_err(|error| self.not_sent(to, out, None, error)).is_ok()
         })
     }
 
@@ -101,26 +110,30 @@ impl Transport {
         sent
     }
 
-    /// Holds a packet that the network does not take just now. Says whether it did.
-    fn not_sent(&self, to: SocketAddr, bytes: &[u8], report: Option<u32>, error: &io::Error) -> bool {
-        let ring = &self.ring;
+    /// Holds a packet that the network does not take just now.
+    fn hold_back(&self, to: SocketAddr, bytes: &[u8], report: Option<u32>, error: &io::Error) {
         if error.kind() == io::ErrorKind::WouldBlock {
             let held = &mut self.kept.borrow_mut().outgoing.held;
             if held.len() < MAX_HELD {
                 held.push_back(Held { to, bytes: Bytes::copy_from_slice(bytes), report });
-                return true;
+                return;
             }
+        }
+        self.not_sent(to, bytes, report, error);
+    }
+
+    fn not_sent(&self, to: SocketAddr, bytes: &[u8], report: Option<u32>, error: &io::Error) {
+        let (ring, len) = (&self.ring, bytes.len());
+        if error.kind() == io::ErrorKind::WouldBlock {
             ring.counters.drop(Lost::WouldBlock);
             say!(ring, Line::WouldBlock, debug, %to, "packet not sent: the network takes no more just now");
         } else {
             ring.counters.drop(Lost::SendFailed);
-            let len = bytes.len();
             say!(ring, Line::NotSent, warn, %to, %error, len, "packet not sent");
         }
         if let Some(seq) = report {
             ring.command(ring.detector_inbox(), ToDetector::SendFailed { seq });
         }
-        false
     }
 
     /// Sends what has waited for the network, as far as it takes that.
@@ -136,7 +149,7 @@ impl Transport {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.kept.borrow_mut().outgoing.held.push_front(held);
                 }
-                Err(error) => drop(self.not_sent(held.to, &held.bytes, held.report, &error)),
+                Err(error) => self.not_sent(held.to, &held.bytes, held.report, &error),
                 Ok(()) => {}
             }
         }
