@@ -22,6 +22,8 @@
 mod incoming;
 mod outgoing;
 mod redial;
+#[cfg(test)]
+mod tests;
 
 pub use incoming::{Ack, Incoming, Overtaken, Received};
 pub use outgoing::{Full, Nonsense, Outgoing, Settled};
@@ -115,6 +117,24 @@ pub struct Hello {
     pub lanes: Vec<Sent>,
     /// The lowest number of an answer that has not arrived.
     pub answers: u64,
+}
+
+impl Hello {
+    /// Which connection it begins.
+    pub fn place(&self) -> Place {
+        Place { link: self.link, carrier: self.carrier, connection: self.connection }
+    }
+}
+
+/// Which connection of which link: each link counts its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The number of the link.
+    pub link: u64,
+    /// Which of its connections.
+    pub carrier: Carrier,
+    /// The number of that.
+    pub connection: u64,
 }
 
 /// Where the receiver stands in a lane.

@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, collections::VecDeque};
 
-use super::{Carrier, Heard, Hello, Lane, Sent, Welcome};
+use super::{Heard, Hello, Lane, Place, Sent, Welcome};
 use crate::wire::message::Receipt;
 
 /// Refusals that are kept for a sender that may not have heard of them. Beyond that the oldest are forgotten, and
@@ -106,27 +106,21 @@ impl Incoming {
     ///
     /// # Errors
     /// [`Overtaken`]: it must not be handled, and the connection has to end.
-    pub fn receive(
-        &self,
-        carrier: Carrier,
-        connection: u64,
-        lane: Lane,
-        number: u64,
-    ) -> Result<Received, Overtaken> {
-        if !self.is_current(carrier, connection) {
+    pub fn receive(&self, at: Place, lane: Lane, number: u64) -> Result<Received, Overtaken> {
+        if !self.is_current(at) {
             return Err(Overtaken::Replaced);
         }
         let next = self.tracks[lane as usize].next;
         match number {
-            _ if lane.carrier() != carrier || number > next => Err(Overtaken::Gap),
+            _ if lane.carrier() != at.carrier || number > next => Err(Overtaken::Gap),
             _ if number == next => Ok(Received::New),
             _ => Ok(Received::Again),
         }
     }
 
     /// Whether no later connection has taken its place.
-    pub fn is_current(&self, carrier: Carrier, connection: u64) -> bool {
-        self.connections[carrier as usize] == Some(connection)
+    pub fn is_current(&self, at: Place) -> bool {
+        self.link == at.link && self.connections[at.carrier as usize] == Some(at.connection)
     }
 
     /// What became of the message that came next.
@@ -156,7 +150,7 @@ impl Incoming {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Carrier, *};
     use crate::member::NodeId;
 
     fn hello(connection: u64, first: u64, next: u64) -> Hello {
@@ -166,7 +160,8 @@ mod tests {
     }
 
     fn receive(incoming: &mut Incoming, connection: u64, number: u64) -> Result<Received, Overtaken> {
-        let received = incoming.receive(Carrier::Main, connection, Lane::Ordered, number)?;
+        let at = Place { link: 1, carrier: Carrier::Main, connection };
+        let received = incoming.receive(at, Lane::Ordered, number)?;
         if received == Received::New {
             incoming.settle(Lane::Ordered, if number == 2 { Receipt::Busy } else { Receipt::Taken });
         }
@@ -185,7 +180,8 @@ mod tests {
         let ack = Ack { lane: Lane::Ordered, next: 3, refused: vec![(2, Receipt::Busy)] };
         assert_eq!(incoming.ack(Lane::Ordered), Some(ack));
         assert_eq!(incoming.ack(Lane::Ordered), None);
-        assert_eq!(incoming.receive(Carrier::Main, 1, Lane::Bulk, 0), Err(Overtaken::Gap), "not that way");
+        let at = hello(1, 0, 0).place();
+        assert_eq!(incoming.receive(at, Lane::Bulk, 0), Err(Overtaken::Gap), "not that way");
     }
 
     #[test]
@@ -223,10 +219,11 @@ mod tests {
         let mut incoming = Incoming::default();
         incoming.begin(&hello(1, 0, 0)).unwrap();
         receive(&mut incoming, 1, 0).unwrap();
-        let later = |connection| Hello { link: 2, ..hello(connection, 0, 0) };
-        assert_eq!(incoming.begin(&later(5)).unwrap().lanes[1], Heard { next: Some(0), refused: vec![] });
-        assert_eq!(receive(&mut incoming, 1, 1), Err(Overtaken::Replaced));
-        assert_eq!(receive(&mut incoming, 5, 0), Ok(Received::New));
+        // It counts its connections anew as well.
+        let later = Hello { link: 2, ..hello(1, 0, 0) };
+        assert_eq!(incoming.begin(&later).unwrap().lanes[1], Heard { next: Some(0), refused: vec![] });
+        assert_eq!(receive(&mut incoming, 1, 0), Err(Overtaken::Replaced));
+        assert_eq!(incoming.receive(later.place(), Lane::Ordered, 0), Ok(Received::New));
         assert_eq!(incoming.begin(&hello(9, 0, 0)), Err(Overtaken::Replaced));
     }
 

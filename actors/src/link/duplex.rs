@@ -54,7 +54,7 @@ pub(super) trait End {
     fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure>;
 
     /// Says what there is to say, until `out` is full. It is asked again when `cx` is woken, or something has come.
-    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>);
+    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) -> Result<(), Failure>;
 
     /// Nothing has come for [`SILENT`], `missed` times in a row.
     fn silent(&mut self, missed: u32, out: &mut Out) -> Result<(), Failure>;
@@ -229,7 +229,7 @@ pub(super) async fn run(
                 missed = 0;
             }
             if !out.is_full() {
-                end.fill(&mut out, cx);
+                end.fill(&mut out, cx)?;
             }
             if !out.is_empty() {
                 match out.poll_write(channel, cx)? {
@@ -240,8 +240,9 @@ pub(super) async fn run(
                     Poll::Pending => {}
                 }
             }
-            if out.is_empty() && Pin::new(&mut *channel).poll_flush(cx)?.is_pending() {
-                progress = false;
+            if out.is_empty() {
+                // Who waits for the rest to leave reads on: the other side may wait for that.
+                let _ = Pin::new(&mut *channel).poll_flush(cx)?;
             }
             if !progress {
                 return Poll::Pending;

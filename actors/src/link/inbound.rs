@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use memberlist_protocol::{
-    link::{Ack, Carrier, Heard, Hello, Incoming, Lane, Outgoing, Overtaken, Received, Welcome},
+    link::{Ack, Carrier, Heard, Hello, Incoming, Lane, Outgoing, Overtaken, Place, Received, Welcome},
     member::{MemberState, NodeId},
     wire::{
         WireError, codec,
@@ -57,8 +57,7 @@ pub(super) struct Inbound {
 
 /// A connection's place in its link.
 pub(super) struct Seat {
-    carrier: Carrier,
-    connection: u64,
+    at: Place,
     from: Sender,
 }
 
@@ -130,7 +129,7 @@ pub(crate) async fn serve(
     }
     let answer = admitted.as_ref().map(|(_, _, welcome)| welcome.clone()).map_err(Clone::clone);
     line.write(&[&codec::encode_welcome(&answer)]).await?;
-    let (inbound, seat, _) = match admitted {
+    let (opened, seat, _) = match admitted {
         Ok(admitted) => admitted,
         Err(refusal) => {
             ring.refused(&refusal, &hello.from, from);
@@ -138,8 +137,7 @@ pub(crate) async fn serve(
             return Ok(());
         }
     };
-    let opened = Opened::new(inbound);
-    match seat.carrier {
+    match seat.at.carrier {
         Carrier::Main => {
             let max = ring.config.max_ordered_size + MAX_AROUND;
             let mut listener = Listener { ring, inbound: &opened.0, seat: &seat, pong: None, unsaid: false };
@@ -155,7 +153,7 @@ async fn admit(
     sealed: bool,
     hello: &Hello,
     from: SocketAddr,
-) -> Result<(Rc<Inbound>, Seat, Welcome), Refusal> {
+) -> Result<(Opened, Seat, Welcome), Refusal> {
     if ring.view.borrow().local().id != hello.to {
         return Err(Refusal::NotMe);
     }
@@ -188,12 +186,13 @@ async fn admit(
         inbound.answers.borrow().begin(hello.answers).map_err(|()| Refusal::Overtaken)?;
     }
     let from = if proven { Sender::Member(hello.from.clone()) } else { Sender::Address(from) };
-    Ok((inbound, Seat { carrier: hello.carrier, connection: hello.connection, from }, welcome))
+    // From here on it is kept, although the welcome is not written yet.
+    Ok((Opened::new(inbound), Seat { at: hello.place(), from }, welcome))
 }
 
 impl Inbound {
     pub(super) fn receive(&self, seat: &Seat, lane: Lane, number: u64) -> Result<Received, Failure> {
-        let received = self.incoming.borrow().receive(seat.carrier, seat.connection, lane, number);
+        let received = self.incoming.borrow().receive(seat.at, lane, number);
         received.map_err(|overtaken| match overtaken {
             Overtaken::Replaced => Failure::Unserved,
             Overtaken::Gap => WireError::Replayed.into(),
@@ -251,6 +250,8 @@ impl End for Listener<'_> {
                 self.unsaid = true;
                 Ok(())
             }
+            // The answers may be another link's by now.
+            Frame::Answered(_) if !self.is_current() => Err(Failure::Unserved),
             Frame::Answered(next) => self.inbound.answers.borrow().arrived(next).map_err(|()| nonsense()),
             Frame::Ping(token) => {
                 self.pong = Some(token);
@@ -261,9 +262,9 @@ impl End for Listener<'_> {
         }
     }
 
-    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) {
-        if !self.inbound.incoming.borrow().is_current(self.seat.carrier, self.seat.connection) {
-            return;
+    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) -> Result<(), Failure> {
+        if !self.is_current() {
+            return Err(Failure::Unserved);
         }
         if let Some(token) = self.pong.take() {
             out.push(&Frame::Pong(token), &Bytes::new());
@@ -279,17 +280,23 @@ impl End for Listener<'_> {
             }
         }
         self.inbound.answers.borrow().next(cx.waker(), out);
+        Ok(())
     }
 
     fn silent(&mut self, missed: u32, _: &mut Out) -> Result<(), Failure> {
-        let current = self.inbound.incoming.borrow().is_current(self.seat.carrier, self.seat.connection);
         let idle = self.inbound.answers.borrow().is_empty();
         let crowded = self.ring.inbounds.crowded.get();
         let wanted = crowded.is_some_and(|at| now().saturating_duration_since(at) <= SILENT);
-        if missed > MISSED || !current || idle && wanted {
+        if missed > MISSED || idle && wanted {
             return Err(Failure::Unserved);
         }
         Ok(())
+    }
+}
+
+impl Listener<'_> {
+    fn is_current(&self) -> bool {
+        self.inbound.incoming.borrow().is_current(self.seat.at)
     }
 }
 

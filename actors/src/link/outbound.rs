@@ -78,6 +78,9 @@ async fn connected(ring: &Shared, link: &Arc<Link>, ending: &mut Ending) -> Resu
     ending.remote = Some(member.addr);
     let mut line = Line::new(ring, dial(ring, member.addr, limit).await?);
     line.open(StreamKind::Link).await?;
+    if link.is_ended() {
+        return Ok(());
+    }
     let (connection, lanes, answers) = link.hello(carrier);
     let (from, to) = (ring.view.borrow().local().id.clone(), link.peer.clone());
     let hello = Hello { from, to, link: link.number, carrier, connection, lanes, answers };
@@ -151,7 +154,11 @@ impl End for Speaker<'_> {
         }
     }
 
-    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) {
+    fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) -> Result<(), Failure> {
+        // Nobody is to talk over what has been ended: the peer may have a link again.
+        if self.link.is_ended() {
+            return Err(Failure::Unserved);
+        }
         if self.answers.0 != self.answers.1 {
             self.answers.1 = self.answers.0;
             out.push(&Frame::Answered(self.answers.0), &Bytes::new());
@@ -166,6 +173,7 @@ impl End for Speaker<'_> {
             push(out, lane, number, what, bytes, at);
             !out.is_full()
         });
+        Ok(())
     }
 
     fn silent(&mut self, missed: u32, out: &mut Out) -> Result<(), Failure> {
