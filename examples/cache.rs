@@ -12,9 +12,9 @@
 //! within a second, and not for sure: a node that is cut off when it is said never hears it. Until it hears of it, a
 //! node goes on serving the old value, and gives it to those who ask. Two writes of one key on two nodes at the same
 //! time may leave either value, another one on each node, or none. So each value has an age from its write on, which
-//! goes along with each copy; it is served for [`KEEP`] at most, whoever has missed what. After that, and when the node
-//! that has it stops, it is gone. This is a cache: in front of a database, a miss would read that, and what is told of
-//! a write would carry the row's version, so that the newer value wins.
+//! goes along with each copy; it is served for `--keep SECONDS` at most, whoever has missed what. After that, and when
+//! the node that has it stops, it is gone. This is a cache: in front of a database, a miss would read that, and what is
+//! told of a write would carry the row's version, so that the newer value wins.
 //!
 //! A miss asks everybody, which is right for a few nodes. With many, ask those whose turn the key is: `View::rank`
 //! numbers the members.
@@ -41,9 +41,6 @@ mod common;
 use common::options::Options;
 
 type Error = Box<dyn std::error::Error>;
-
-/// How long a value is served after it was written.
-const KEEP: Duration = Duration::from_secs(60);
 
 /// Values that a node keeps, and bytes of each, and of its key.
 const ITEMS: usize = 1000;
@@ -86,8 +83,9 @@ struct Item {
 }
 
 /// The values of this node: one actor, for its own requests and for the questions of others.
-#[derive(Default)]
 struct Cache {
+    /// How long a value is served after it was written.
+    keep: Duration,
     items: BTreeMap<String, (Bytes, Instant)>,
     /// How often something was written or made old. What was asked for before that may be old as well.
     changes: u64,
@@ -104,7 +102,7 @@ impl Cache {
         (!left.is_zero()).then(|| Item { value: value.clone(), left })
     }
 
-    fn keep(&mut self, key: String, item: Item) {
+    fn put(&mut self, key: String, item: Item) {
         let now = Instant::now();
         self.items.retain(|_, (_, until)| *until > now);
         if self.items.len() >= ITEMS && !self.items.contains_key(&key) {
@@ -112,7 +110,7 @@ impl Cache {
             oldest.map(|key| self.items.remove(&key));
         }
         // Another node may say what it likes.
-        self.items.insert(key, (item.value, now + item.left.min(KEEP)));
+        self.items.insert(key, (item.value, now + item.left.min(self.keep)));
     }
 }
 
@@ -152,7 +150,8 @@ impl Handler<Write> for Cache {
     type Result = ();
     fn handle(&mut self, Write(key, value): Write, _: &mut Context<Self>) {
         self.changes += 1;
-        self.keep(key, Item { value, left: KEEP });
+        let left = self.keep;
+        self.put(key, Item { value, left });
     }
 }
 
@@ -166,7 +165,7 @@ impl Handler<Fill> for Cache {
     fn handle(&mut self, Fill(key, item, changes): Fill, _: &mut Context<Self>) {
         // If it was made old on its way here, nobody would say so again.
         if changes == self.changes {
-            self.keep(key, item);
+            self.put(key, item);
         }
     }
 }
@@ -239,13 +238,17 @@ fn unavailable(why: &str) -> HttpResponse {
 async fn main() -> ExitCode {
     common::logs("warn");
     let mut http = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
-    let options = Options::read("cache [--http ADDR (default 127.0.0.1:8080)]", |option, args| {
-        if option == "http" {
-            http = args.value()?.parse()?;
+    let mut keep = 60;
+    let usage = "cache [--http ADDR (default 127.0.0.1:8080)] [--keep SECONDS (default 60)]";
+    let options = Options::read(usage, |option, args| {
+        match option {
+            "http" => http = args.value()?.parse()?,
+            "keep" => keep = args.value()?.parse()?,
+            _ => return Ok(false),
         }
-        Ok(option == "http")
+        Ok(true)
     });
-    match serve(options, http).await {
+    match serve(options, http, keep).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -254,11 +257,11 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(options: Options, http: SocketAddr) -> Result<(), Error> {
+async fn serve(options: Options, http: SocketAddr, keep: u32) -> Result<(), Error> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let node = options.searching().start().await?;
     println!("{} listens on {}", options.name, node.view().local().addr);
-    let cache = Cache::default().start();
+    let cache = Cache { keep: Duration::from_secs(keep.into()), items: BTreeMap::new(), changes: 0 }.start();
     let _subscriptions = (
         node.serve::<Invalidate>(cache.clone().recipient())?,
         node.serve::<Lookup>(cache.clone().recipient())?,

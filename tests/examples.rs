@@ -207,7 +207,7 @@ fn item(addr: &str, key: &str, value: &str, from: &str) {
 fn a_cache_asks_the_others_for_what_it_misses_and_forgets_what_they_write() {
     let program = agents::example("cache");
     let start = |name: &str, seed: Option<&str>| {
-        let mut node = Program::start(&program, name, seed, &["--http", "127.0.0.1:0"]);
+        let mut node = Program::start(&program, name, seed, &["--http", "127.0.0.1:0", "--keep", "3600"]);
         let line = node.wait("serves http://");
         let http = line.rsplit('/').next().unwrap().to_owned();
         (node, http)
