@@ -91,6 +91,11 @@ impl Incoming {
         let heard = |(lane, sent): (&Lane, &Sent)| {
             let track = &mut self.tracks[*lane as usize];
             let knows = sent.first == sent.next || known.is_some() && track.forgotten <= sent.first;
+            if !knows {
+                // It stays unknown: the sender may not hear of that, and ask again.
+                track.forgotten = sent.next;
+                track.refused.clear();
+            }
             // What is above that was never sent, and what the sender has given up does not come any more.
             track.next = if knows { track.next.max(sent.first) } else { sent.next };
             track.said = track.next;
@@ -212,6 +217,8 @@ mod tests {
         assert_eq!(welcome.lanes[1].next, None);
         assert_eq!(receive(&mut incoming, 7, 4), Ok(Received::Again), "it must not be handled");
         assert_eq!(receive(&mut incoming, 7, 5), Ok(Received::New));
+        // The sender has not heard that, and still asks for the first two.
+        assert_eq!(incoming.begin(&hello(8, 3, 6)).unwrap().lanes[1].next, None);
     }
 
     #[test]

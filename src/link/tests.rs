@@ -27,6 +27,8 @@ struct Connection {
     place: Place,
     there: VecDeque<There>,
     back: VecDeque<Back>,
+    /// The hello has arrived; the welcome has.
+    begun: bool,
     welcomed: bool,
     /// The sender has given it up; what it has sent may still arrive.
     left: bool,
@@ -37,7 +39,7 @@ struct Connection {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
     Told(Settled),
-    /// Was given up with its link: nobody knows, or it was never sent.
+    /// The link has ended.
     Ended(Settled),
 }
 
@@ -101,7 +103,15 @@ impl Sim {
         };
         let (place, there) = (hello.place(), VecDeque::from([There::Hello(hello)]));
         let back = VecDeque::new();
-        self.connections.push(Connection { place, there, back, welcomed: false, left: false, shut: false });
+        self.connections.push(Connection {
+            place,
+            there,
+            back,
+            begun: false,
+            welcomed: false,
+            left: false,
+            shut: false,
+        });
         self.used[carrier as usize] = Some(self.connection);
     }
 
@@ -145,7 +155,7 @@ impl Sim {
         match item {
             There::Hello(hello) => {
                 let answer = self.incoming.begin(&hello);
-                connection.shut = answer.is_err();
+                (connection.begun, connection.shut) = (true, answer.is_err());
                 connection.back.push_back(Back::Answer(answer));
             }
             There::Message(lane, number, id) => match self.incoming.receive(connection.place, lane, number) {
@@ -180,7 +190,9 @@ impl Sim {
 
     fn acknowledge(&mut self, at: usize) {
         let connection = &mut self.connections[at];
-        if !connection.shut && self.incoming.is_current(connection.place) {
+        if !self.incoming.is_current(connection.place) {
+            connection.shut |= connection.begun;
+        } else if !connection.shut {
             for lane in connection.place.carrier.lanes() {
                 connection.back.extend(self.incoming.ack(*lane).map(Back::Ack));
             }
@@ -246,7 +258,13 @@ impl Sim {
             34 => self.leave(carrier),
             35 if self.rng.random_range(0..4) == 0 => return self.give_up(carrier),
             36 if self.rng.random_range(0..4) == 0 => return self.end(),
-            37 if self.rng.random_range(0..4) == 0 => self.incoming = Incoming::default(),
+            // It forgets long after the last connection, when no hello is on its way any more.
+            37 if self.rng.random_range(0..4) == 0 => {
+                self.connections.retain(|c| c.begun || !c.left);
+                if self.connections.iter().all(|c| c.begun) {
+                    self.incoming = Incoming::default();
+                }
+            }
             _ if self.connections.is_empty() => {}
             what => {
                 // Those that were left behind have their turns as well.
@@ -331,7 +349,7 @@ fn whatever_connections_do_each_message_comes_at_most_once_in_order_and_its_fate
             *fates.entry(format!("{fate:?}")).or_default() += 1;
         }
     }
-    // Most get through, and each fate comes up.
+    // Many get through, and each fate comes up.
     assert_eq!(fates.len(), 6, "{fates:?}");
-    assert!(fates["Told(Receipt(Taken))"] > fates.values().sum::<usize>() / 2, "{fates:?}");
+    assert!(fates["Told(Receipt(Taken))"] > fates.values().sum::<usize>() / 3, "{fates:?}");
 }
