@@ -281,6 +281,25 @@ impl Stage {
         Ok(())
     }
 
+    /// The struck node talks to everybody over links, which break, and whose peers have something new to say.
+    async fn talk(&self, round: usize) -> Result<(), String> {
+        let node = self.struck();
+        for peer in node.peers() {
+            // Whoever is about to go may not answer for a while.
+            drop(peer.send_bytes(Bytes::from_static(b"to all")));
+        }
+        let id = self.world.nodes[0].view().local().id.clone();
+        let Some(peer) = node.peer(&id) else { return Ok(()) };
+        let sent = peer.send_bytes(Bytes::from_static(b"one")).map_err(|e| e.to_string())?;
+        let _ = answered("send", sent).await?;
+        let _ = answered("upload", peer.upload(&Round(round), futures_util::stream::empty())).await?;
+        self.world.network.reset_streams(addr(STRUCK), addr(0));
+        let news = Bytes::from(format!("talk {round} {:?}", Instant::now()));
+        let _ = answered("set_meta", self.world.nodes[0].set_meta(news)).await?;
+        sleep(Duration::from_millis(200)).await;
+        Ok(())
+    }
+
     /// Lets the victim come and crash, and the guest come and leave.
     async fn churn(&self) {
         for round in 1.. {
@@ -341,6 +360,12 @@ impl Stage {
                         return Err(format!("{missing} was not given an order: {report}"));
                     }
                 }
+                ("Delegates", "deliver") => {
+                    // Too large for gossip.
+                    let large = Broadcast::new(vec![7; 2000]);
+                    drop(self.world.nodes[0].broadcast_bytes(large).map_err(|e| e.to_string())?);
+                }
+                ("PeerLink", _) | ("Transport", "link" | "upload") => self.talk(round).await?,
                 ("NodeState", "leave") => {
                     let report = answered("leave", self.struck().leave(Duration::from_secs(5))).await?;
                     assert!(report.is_ok_and(|report| !report.announced), "its leave was lost");

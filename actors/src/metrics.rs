@@ -8,7 +8,7 @@ use std::{
 
 use memberlist_protocol::wire::message::Message;
 
-use crate::messages::{DELEGATES, DETECTOR, NODE, QUEUE, STATE, TRANSPORT};
+use crate::messages::{DELEGATES, DETECTOR, LINK, NODE, QUEUE, STATE, TRANSPORT};
 
 mod accusers;
 #[cfg(feature = "metrics")]
@@ -25,7 +25,7 @@ use reasons::{REASONS, Reason};
 pub use samples::{Described, Kind, Sample, TABLE, Value};
 
 /// The actors whose restarts are counted.
-const ACTORS: [&str; 6] = [STATE, QUEUE, DETECTOR, TRANSPORT, DELEGATES, NODE];
+const ACTORS: [&str; 7] = [STATE, QUEUE, DETECTOR, TRANSPORT, DELEGATES, LINK, NODE];
 
 /// Counters of the same sort.
 #[derive(Debug)]
