@@ -201,20 +201,24 @@ fn a_caller_that_is_faster_than_the_node_is_told_and_what_was_taken_arrives() {
 }
 
 #[test]
-fn a_cast_that_is_too_large_says_what_would_fit_and_that_fits() {
+fn a_cast_that_no_datagram_has_room_for_goes_over_the_link() {
     paused(async {
         let world = cluster(3, quiet(), 2).await;
         let ear = listen(&world.nodes[1], Duration::ZERO);
         let to = peer(&world, 0, 1);
         let of = |len: usize| Note { number: len as u32, text: vec![1; len].into() };
-        let Err(SendError::TooLarge { len, max }) = to.cast(&of(5000)) else {
+        let Err(SendError::TooLarge { max, .. }) = to.cast_bytes(vec![1; 5000].into()) else {
             panic!("no datagram has room")
         };
-        // Its number takes three bytes, and so does the length of its text.
-        assert_eq!(len, 5006);
-        assert!(matches!(to.cast(&of(max - 5)), Err(SendError::TooLarge { max: again, .. }) if again == max));
-        to.cast(&of(max - 6)).expect("it fits");
-        ear.until("the largest", |heard| heard.notes.len() == 1).await;
+        // Its kind, its number and the lengths of both and of its text take some of what bytes without a type have.
+        let around = Note::KIND.len() + 6;
+        to.cast(&of(max - around)).expect("it fits");
+        ear.until("the largest in a datagram", |heard| heard.notes.len() == 1).await;
+        assert_eq!(to.status().active_since, None, "without a link");
+        to.cast(&of(max - around + 1)).expect("it is taken");
+        to.cast(&of(100_000)).expect("it is taken");
+        ear.until("those over the link", |heard| heard.notes.len() == 3).await;
+        assert!(to.status().active_since.is_some());
         assert_eq!(world.nodes[1].metrics().dropped["undecodable"], 0);
     });
 }
