@@ -385,7 +385,7 @@ fn weak_point_36_blocks_that_lie_end_their_stream_also_under_an_honest_seal() {
     paused(async {
         let mut intruder = Intruder::of(1).await;
         let rev = intruder.node().view().rev();
-        let len = (100_000_u32 | 1 << 31).to_le_bytes();
+        let len = (60_000_u32 | 1 << 31).to_le_bytes();
         let head = |packed: u32, of: u32| [packed.to_le_bytes(), of.to_le_bytes()].concat();
         let lies = [
             head(0, 0),
@@ -398,7 +398,7 @@ fn weak_point_36_blocks_that_lie_end_their_stream_also_under_an_honest_seal() {
             [head(100, 1000), vec![0xEE; 100]].concat(),
         ];
         for (n, lie) in lies.iter().enumerate() {
-            for kind in [1, 3] {
+            for kind in [StreamKind::PushPull.byte(), StreamKind::Upload.byte()] {
                 let before = intruder.dropped("compressed");
                 let (mut stream, mut seals) = intruder.open().await;
                 let said = [&[kind][..], &len, lie].concat();
