@@ -116,7 +116,8 @@ pub struct Config {
     /// Whether packets are compressed where it makes them shorter. Whoever can make a node send what it chooses
     /// learns from lengths what else is in a packet. Off.
     pub compress_packets: bool,
-    /// Whether what goes over streams is compressed where it makes it shorter: states, and users' bytes. On.
+    /// Whether what goes over streams is compressed where it makes it shorter: states, and messages of the bulk lane and
+    /// uploads. Ordered messages are not. On.
     pub compress_streams: bool,
 
     /// Time between two exchanges of the full state with a random member; clusters above 32 members stretch

@@ -169,7 +169,7 @@ impl Handler<UserBytes> for Ear {
 fn what_is_compressed_arrives_whatever_its_length() {
     paused(async {
         for with_seals in [false, true] {
-            let mut world = World::new(13, Config::lan());
+            let mut world = World::new(13, Config { max_ordered_size: 1024, ..Config::lan() });
             for i in 0..2 {
                 let builder = world.builder(i);
                 let builder = if with_seals { builder.key(key(1)) } else { builder };
