@@ -13,7 +13,7 @@ use std::{
 };
 
 use actix::prelude::*;
-use actix_memberlist::{Cluster, Peer, PeerMessage, SendError, Until};
+use actix_memberlist::{Cause, Cluster, NotSent, Peer, PeerMessage, SendError, Until};
 use bytes::Bytes;
 use cpu_time::ProcessTime;
 use serde::{Deserialize, Serialize};
@@ -243,7 +243,8 @@ async fn call(mode: Mode, peer: &Peer, size: usize, count: u64) -> Called {
         let _ = peer.ask(&Echo { bytes: Bytes::new() }, PATIENCE).await;
     }
     let (from, cpu) = (Instant::now(), ProcessTime::now());
-    for n in 0..count {
+    let (mut n, mut todo) = (0, count);
+    while n < todo || !under_way.is_empty() {
         if matches!(mode, Mode::Serial | Mode::Asks) {
             let start = Instant::now();
             let done = match mode {
@@ -255,13 +256,19 @@ async fn call(mode: Mode, peer: &Peer, size: usize, count: u64) -> Called {
             };
             times.push(u32::try_from(start.elapsed().as_nanos()).unwrap_or(u32::MAX));
             errors += failed(&mut first, done);
+            n += 1;
             continue;
         }
-        if under_way.len() == WINDOW {
+        if under_way.len() == WINDOW || n == todo {
             // Half of the window is left under way, so that the link has something to do meanwhile.
-            for sent in under_way.drain(..WINDOW / 2) {
-                errors += failed(&mut first, sent.await);
+            for sent in under_way.drain(..under_way.len().div_ceil(2)) {
+                match sent.await {
+                    // The handler is behind: it is sent again.
+                    Err(NotSent::Never(Cause::Busy)) => todo += 1,
+                    sent => errors += failed(&mut first, sent),
+                }
             }
+            continue;
         }
         loop {
             let start = (n % TIMED == 0).then(Instant::now);
@@ -281,9 +288,7 @@ async fn call(mode: Mode, peer: &Peer, size: usize, count: u64) -> Called {
                 }
             }
         }
-    }
-    for sent in under_way {
-        errors += failed(&mut first, sent.await);
+        n += 1;
     }
     Called { from, to: Instant::now(), cpu, errors, times }
 }
