@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 use actix::{Actor, Context, Handler, Recipient};
 
 use crate::{
-    errors::Stopped, messages::ToDelegates, metrics::Lost, peer::Peer, ring::Doors, typed::PeerMessage,
+    errors::Stopped, messages::ToDelegates, metrics::Lost, peer::Peer, ring::Doors, supervisor::catch,
+    typed::PeerMessage,
 };
 
 struct Relay<M> {
@@ -21,7 +22,9 @@ impl<M: PeerMessage<Result = ()> + Unpin> Handler<M> for Relay<M> {
     type Result = ();
 
     fn handle(&mut self, msg: M, _: &mut Context<Self>) {
-        if self.peer.send(&msg).is_err() {
+        // It runs under no supervisor, and `Serialize` is the user's: a panic there costs this message alone.
+        let sent = catch(|| self.peer.send(&msg).is_ok());
+        if sent != Ok(true) {
             self.peer.doors().counters.drop(Lost::Undelivered);
         }
     }
