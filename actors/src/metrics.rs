@@ -58,6 +58,7 @@ pub(crate) struct Counters {
     pub(crate) bytes_received: AtomicU64,
     pub(crate) streams_dialled: AtomicU64,
     pub(crate) links_up: AtomicU64,
+    pub(crate) links_open: AtomicU64,
     pub(crate) streams_accepted: AtomicU64,
     pub(crate) stream_bytes_sent: AtomicU64,
     pub(crate) stream_bytes_received: AtomicU64,
@@ -146,6 +147,7 @@ impl Counters {
             bytes_received: self.bytes_received.load(Relaxed),
             streams_dialled: self.streams_dialled.load(Relaxed),
             links_up: self.links_up.load(Relaxed),
+            links_open: self.links_open.load(Relaxed),
             streams_accepted: self.streams_accepted.load(Relaxed),
             stream_bytes_sent: self.stream_bytes_sent.load(Relaxed),
             stream_bytes_received: self.stream_bytes_received.load(Relaxed),
@@ -250,6 +252,8 @@ pub struct Metrics {
     pub streams_dialled: u64,
     /// Connections of links that have come up.
     pub links_up: u64,
+    /// Connections of links that peers have opened to this node, and that are open now.
+    pub links_open: u64,
     /// Streams opened by others.
     pub streams_accepted: u64,
     /// Bytes sent on streams.

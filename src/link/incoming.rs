@@ -9,6 +9,9 @@ use crate::wire::message::Receipt;
 /// what was sent up to there is in doubt if the connection breaks.
 const MAX_REFUSED: usize = 8192;
 
+/// No link gets as far as this: what begins above it lies, and would leave no number for what comes next.
+const LAST: u64 = 1 << 60;
+
 /// What a number says of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
@@ -82,9 +85,14 @@ impl Incoming {
         }
         let lanes = hello.carrier.lanes();
         let fits = |(lane, sent): (&Lane, &Sent)| {
-            sent.first <= sent.next && (known.is_none() || self.tracks[*lane as usize].next <= sent.next)
+            sent.first <= sent.next
+                && sent.next <= LAST
+                && (known.is_none() || self.tracks[*lane as usize].next <= sent.next)
         };
-        if hello.lanes.len() != lanes.len() || !lanes.iter().zip(&hello.lanes).all(fits) {
+        if hello.answers > LAST
+            || hello.lanes.len() != lanes.len()
+            || !lanes.iter().zip(&hello.lanes).all(fits)
+        {
             return Err(Overtaken::Gap);
         }
         self.connections[hello.carrier as usize] = Some(hello.connection);

@@ -352,16 +352,18 @@ impl Link {
     /// An answer has arrived. Says which one comes next.
     pub(crate) fn answered(
         &self,
+        doors: &Doors,
         number: u64,
         question: (Lane, u64),
         how: How,
         payload: &[u8],
     ) -> Result<u64, Nonsense> {
         let mut state = self.lock();
-        if number > state.answers {
+        if number > state.answers || !state.out.was_sent(question.0, question.1) {
             return Err(Nonsense);
         }
         if number < state.answers {
+            doors.counters.drop(Lost::AnswerUnheard);
             return Ok(state.answers);
         }
         state.answers += 1;
@@ -370,8 +372,15 @@ impl Link {
         if let Some(reply) = reply {
             let answer = answers::told(how, Bytes::copy_from_slice(payload));
             let _ = reply.send(answer);
+        } else {
+            doors.counters.drop(Lost::AnswerUnheard);
         }
         Ok(next)
+    }
+
+    /// Whether somebody waits for the answer to that question.
+    pub(crate) fn awaits(&self, question: (Lane, u64)) -> bool {
+        self.lock().questions.contains_key(&question)
     }
 
     pub(crate) fn measured(&self, rtt: Duration) {

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use memberlist_protocol::wire::{
     WireError,
-    link::{Frame, LENGTH, read},
+    link::{Frame, LENGTH, MAX_AROUND, read},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -52,6 +52,12 @@ pub(super) const MISSED: u32 = 3;
 pub(super) trait End {
     /// Handles a frame.
     fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure>;
+
+    /// Whether the rest is wanted of a frame that is longer than an ordered message, and has only begun to arrive.
+    /// If not, it gets the beginning alone, and nothing is kept of what follows.
+    fn takes_long(&self, _: &Frame<'_>) -> Result<bool, Failure> {
+        Err(WireError::TooLong.into())
+    }
 
     /// Says what there is to say, until `out` is full. It is asked again when `cx` is woken, or something has come.
     fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) -> Result<(), Failure>;
@@ -152,9 +158,15 @@ struct In {
     /// Where what is not handled begins and ends.
     from: usize,
     to: usize,
-    /// Longest frame.
+    /// Bytes of a frame that nobody wants, which are still to come.
+    unwanted: usize,
+    /// Longest frame, and the longest that is taken whatever it is.
     max: usize,
+    long: usize,
 }
+
+/// Bytes by which any frame can be told from others: those of an answer, which has most.
+const HEAD: usize = 1 + 8 + 1 + 8 + 1;
 
 impl In {
     /// The length of the frame that comes next, if it is known.
@@ -168,6 +180,11 @@ impl In {
     fn make_room(&mut self) -> Result<(), WireError> {
         if self.from == self.to {
             (self.from, self.to) = (0, 0);
+            // What a long frame took is not kept for the next one.
+            let usual = READ.max(LENGTH + self.long);
+            if self.buffer.len() > usual {
+                self.buffer = vec![0; usual];
+            }
         }
         let wanted = self.length()?.map_or(0, |len| LENGTH + len);
         if self.to == self.buffer.len() || self.from > 0 && self.from + wanted > self.buffer.len() {
@@ -182,6 +199,35 @@ impl In {
     }
 }
 
+impl In {
+    /// Of a long frame that has only begun to arrive, what there is, once it can be told what it is.
+    fn begun(&self) -> Result<Option<Frame<'_>>, WireError> {
+        let there = &self.buffer[self.from..self.to];
+        match self.length()? {
+            Some(len) if len > self.long && there.len() >= LENGTH + HEAD => {
+                read_frame(&there[LENGTH..there.len().min(LENGTH + len)]).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Lets the frame go that comes next, however much of it has come.
+    fn skip(&mut self) -> Result<(), WireError> {
+        let (len, there) = (self.length()?.map_or(0, |len| LENGTH + len), self.to - self.from);
+        self.from += len.min(there);
+        self.unwanted = len.saturating_sub(there);
+        Ok(())
+    }
+
+    /// So many bytes have come.
+    fn fill(&mut self, len: usize) {
+        self.to += len;
+        let unwanted = self.unwanted.min(self.to - self.from);
+        self.from += unwanted;
+        self.unwanted -= unwanted;
+    }
+}
+
 /// Keeps a connection going until it breaks, says something that it must not, or its end has had enough.
 pub(super) async fn run(
     ring: &Shared,
@@ -189,7 +235,8 @@ pub(super) async fn run(
     end: &mut impl End,
     max: usize,
 ) -> Result<(), Failure> {
-    let mut input = In { buffer: vec![0; FIRST_READ], from: 0, to: 0, max };
+    let long = ring.config.max_ordered_size + MAX_AROUND;
+    let mut input = In { buffer: vec![0; FIRST_READ], from: 0, to: 0, unwanted: 0, max, long };
     let mut out = Out::default();
     let mut silence = std::pin::pin!(sleep_until(Instant::now() + SILENT));
     let (mut missed, mut heard) = (0, false);
@@ -203,13 +250,13 @@ pub(super) async fn run(
                     read?;
                     let len = buf.filled().len();
                     if len == 0 {
-                        return Poll::Ready(if input.from == input.to {
+                        return Poll::Ready(if input.from == input.to && input.unwanted == 0 {
                             Ok(())
                         } else {
                             Err(WireError::Truncated.into())
                         });
                     }
-                    input.to += len;
+                    input.fill(len);
                     ring.counters.stream_bytes_received.fetch_add(len as u64, Relaxed);
                     (progress, heard) = (true, true);
                     while let Some(len) = input.length()?
@@ -218,6 +265,12 @@ pub(super) async fn run(
                         let at = input.from + LENGTH;
                         end.frame(read_frame(&input.buffer[at..at + len])?)?;
                         input.from = at + len;
+                    }
+                    if let Some(frame) = input.begun()?
+                        && !end.takes_long(&frame)?
+                    {
+                        end.frame(frame)?;
+                        input.skip()?;
                     }
                 }
                 Poll::Pending => {}

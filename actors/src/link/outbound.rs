@@ -137,7 +137,7 @@ impl End for Speaker<'_> {
                 self.link.acked(self.ring, lane, next, &refused).map_err(|_| nonsense())
             }
             Frame::Answer { number, lane, question, how, payload } => {
-                let next = self.link.answered(number, (lane, question), how, payload);
+                let next = self.link.answered(self.ring, number, (lane, question), how, payload);
                 self.answers.0 = next.map_err(|_| nonsense())?;
                 Ok(())
             }
@@ -151,6 +151,13 @@ impl End for Speaker<'_> {
             }
             Frame::Bye(code) => Err(Failure::Refused(Refusal::of_code(code))),
             _ => Err(memberlist_protocol::wire::WireError::Kind.into()),
+        }
+    }
+
+    fn takes_long(&self, frame: &Frame<'_>) -> Result<bool, Failure> {
+        match frame {
+            Frame::Answer { lane, question, .. } => Ok(self.link.awaits((*lane, *question))),
+            _ => Err(memberlist_protocol::wire::WireError::TooLong.into()),
         }
     }
 

@@ -68,6 +68,7 @@ pub const TABLE: &[Described] = &[
     described("memberlist_tcp_received", C, "bytes", &[], "bytes received on streams"),
     described("memberlist_streams_dialled", C, "", &[], "streams dialled for any purpose"),
     described("memberlist_links_up", C, "", &[], "connections of links that have come up"),
+    described("memberlist_links_open", G, "", &[], "connections of links that peers have opened"),
     described("memberlist_streams_open", G, "", &[], "streams open"),
     described("memberlist_packets_sent", C, "", &[], "datagrams sent"),
     described("memberlist_packets_received", C, "", &[], "datagrams received"),
@@ -179,6 +180,7 @@ impl Metrics {
         all.counter("memberlist_tcp_received", self.stream_bytes_received);
         all.counter("memberlist_streams_dialled", self.streams_dialled);
         all.counter("memberlist_links_up", self.links_up);
+        all.gauge("memberlist_links_open", self.links_open);
         all.gauge("memberlist_streams_open", self.streams_open);
         all.counter("memberlist_packets_sent", self.packets_sent);
         all.counter("memberlist_packets_received", self.packets_received);
