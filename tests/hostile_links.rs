@@ -17,7 +17,7 @@ use std::{
 use actix::{Actor, Context, Handler, Message, MessageResult, ResponseFuture};
 use actix_memberlist::{
     AskError, Cause, Cluster, Config, FromPeer, Key, LinkEvent, MemberState, NodeId, NotSent, Peer,
-    PeerMessage, Refusal, Sealing, Upload,
+    PeerMessage, Refusal, Sealing, SendError, Upload,
     network::{Connection, Endpoint, Network},
 };
 use allocation_counter::measure;
@@ -230,15 +230,6 @@ impl Line {
         assert!(timeout(Duration::from_secs(180), closed).await.is_ok(), "the node keeps the connection");
         start.elapsed()
     }
-
-    /// Reads all that comes until nothing has come for a while. Says how much that was.
-    async fn drained(&mut self) -> usize {
-        let (mut all, mut some) = (0, vec![0; 65_536]);
-        while let Ok(Ok(read @ 1..)) = timeout(Duration::from_secs(2), self.stream.read(&mut some)).await {
-            all += read;
-        }
-        all
-    }
 }
 
 fn framed(body: &[u8]) -> Vec<u8> {
@@ -373,8 +364,10 @@ impl Town {
         let accepted = poll_fn(|cx| self.endpoint.poll_accept(cx));
         let (stream, _) = timeout(Duration::from_secs(120), accepted).await.expect("it dials").unwrap();
         let mut line = Line { stream, seals: None, opened: Vec::new() };
-        // The wire, and the flags.
-        line.read(2).await.unwrap();
+        // The wire, and the flags; or it was given up before its turn came.
+        if line.read(2).await.is_err() {
+            return Box::pin(self.accept()).await;
+        }
         if self.guard.seals_out() {
             let opening = line.read(SEAL_HEAD).await.unwrap();
             let opening = Opening::read(*opening.first_chunk().unwrap());
@@ -507,7 +500,7 @@ fn nonsense(id: &NodeId, there: &NodeId) -> Vec<(&'static str, Vec<u8>, &'static
     };
     let ack = Frame::Ack { lane: Lane::Ordered, next: 1, refused: &[] };
     let answer = Frame::Answer { number: 0, lane: Lane::Ordered, question: 0, how: How::Reply, payload: &[] };
-    let above = 65_536 + frames::MAX_AROUND as u32 - 3;
+    let above = 65_536 + frames::MAX_AROUND as u32 + 1;
     vec![
         ("a length of 2^32 - 1", [&u32::MAX.to_le_bytes()[..], &[1; 100]].concat(), "too_long"),
         ("a length just above the limit", [&above.to_le_bytes()[..], &[1; 100]].concat(), "too_long"),
@@ -601,8 +594,8 @@ fn what_cannot_be_taken_is_refused_alone_and_what_came_before_is_not_taken_twice
 fn hellos_that_cannot_be_are_refused_and_say_why() {
     in_both(|mut town| async move {
         // What is there already.
-        let mut line = town.link(Carrier::Main).await;
-        line.write(&note(0, 1)).await.unwrap();
+        let mut first_line = town.link(Carrier::Main).await;
+        first_line.write(&note(0, 1)).await.unwrap();
         let first = town.connection;
         let good = town.hello(Carrier::Main);
         let with = |change: &dyn Fn(&mut Hello)| {
@@ -625,13 +618,15 @@ fn hellos_that_cannot_be_are_refused_and_say_why() {
                 with(&|h| (h.link, h.connection) = (first, first)),
                 Refusal::Overtaken,
             ),
-            ("with a lane too few", with(&|h| drop(h.lanes.pop())), Refusal::Overtaken),
+            ("with a lane too few", with(&|h| h.lanes.truncate(1)), Refusal::Overtaken),
             ("with a lane too many", with(&|h| h.lanes.push(h.lanes[0])), Refusal::Overtaken),
             ("that has more than it sent", with(&|h| h.lanes[0] = ones), Refusal::Overtaken),
             ("at the end of all numbers", with(&|h| h.lanes[1] = last), Refusal::Overtaken),
             ("with all answers", with(&|h| h.answers = u64::MAX), Refusal::Overtaken),
         ];
         for (lie, hello, why) in lies {
+            // Whoever speaks is not silent.
+            first_line.write(&said(&Frame::Ping(1), b"")).await.unwrap();
             let before = (town.dropped("refused_other"), town.refused.borrow().len());
             let (mut line, answer) = town.greet(&hello).await;
             assert_eq!(answer, Err(why.clone()), "a hello {lie}");
@@ -665,7 +660,7 @@ fn hellos_that_cannot_be_are_refused_and_say_why() {
             assert_eq!(town.dropped(reason), before + 1, "{lie}: {:?}", town.node().metrics().dropped);
         }
         // The connection that was there has not been disturbed by any of it.
-        line.write(&note(1, 2)).await.unwrap();
+        first_line.write(&note(1, 2)).await.unwrap();
         sleep(Duration::from_millis(50)).await;
         assert_eq!(town.believed(), ["note 1", "note 2"]);
     });
@@ -1060,7 +1055,7 @@ fn denials() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("answers that have arrived", said(&Frame::Answered(0), b""), "kind"),
         ("a length of 2^32 - 1", [&u32::MAX.to_le_bytes()[..], &[1; 100]].concat(), "too_long"),
         ("a long ack", framed(&[&[16, 1][..], &[0; 8], &[0; 90_000]].concat()), "too_long"),
-        ("a long answer to what was never asked", answer(0, Lane::Bulk, 5, &[7; 2 << 20]), "too_long"),
+        ("a long answer to what was never asked", answer(0, Lane::Bulk, 5, &[7; 2 << 20]), "stream_refused"),
         ("an unknown frame", framed(&[99]), "kind"),
         ("nothing", framed(&[]), "empty"),
     ]
@@ -1119,5 +1114,189 @@ impl Town {
         self.join().await;
         let known = |w: &World| w.nodes[0].view().get("liar").is_some_and(|m| m.id == self.id);
         self.world.wait_until(SOON, known).await.expect("it is known");
+    }
+}
+
+#[test]
+fn a_dialled_peer_that_repeats_itself_settles_each_message_once() {
+    in_both(|mut town| async move {
+        let peer = town.peer();
+        let (note, asked) = (peer.send(&Note(1)).unwrap(), peer.ask(&Fetch(1), SOON));
+        let lying = async {
+            let (mut line, _) = town.welcome().await;
+            let ack = |next, refused| said(&Frame::Ack { lane: Lane::Ordered, next, refused }, b"");
+            let busy = [0, 0, 0, 0, 0, 0, 0, 0, codec::encode_receipt(Receipt::Busy)];
+            let answer = |number, question, bytes: &[u8]| {
+                let (lane, how) = (Lane::Ordered, How::Reply);
+                said(&Frame::Answer { number, lane, question, how, payload: &[] }, bytes)
+            };
+            sleep(Duration::from_millis(10)).await;
+            // The note is taken; then it is said to have been refused, several times. Pongs that nobody wants.
+            for bytes in [ack(1, &[]), ack(1, &busy), ack(1, &[]), said(&Frame::Pong(7), b"")] {
+                line.write(&bytes).await.unwrap();
+            }
+            // The question is taken, and answered twice under one number and once more under the next.
+            let before = town.dropped("answer_unheard");
+            line.write(&ack(2, &[])).await.unwrap();
+            line.write(&answer(0, 1, &payload(&Some(Bytes::from_static(b"one"))))).await.unwrap();
+            line.write(&answer(0, 1, &payload(&Some(Bytes::from_static(b"two"))))).await.unwrap();
+            line.write(&answer(1, 1, &payload(&Some(Bytes::from_static(b"three"))))).await.unwrap();
+            // And once to a message that was no question.
+            line.write(&answer(2, 0, b"four")).await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+            assert_eq!(town.dropped("answer_unheard"), before + 3);
+            // What goes back is nonsense.
+            let before = town.dropped("stream_refused");
+            line.write(&ack(1, &[])).await.unwrap();
+            line.end().await;
+            assert_eq!(town.dropped("stream_refused"), before + 1);
+        };
+        let (note, asked, ()) = tokio::join!(note, asked, lying);
+        assert_eq!((note, asked), (Ok(()), Ok(Some(Bytes::from_static(b"one")))));
+        let status = peer.status();
+        assert_eq!((status.queued, status.sent, status.dropped), (0, 2, 0));
+        town.unharmed().await;
+    });
+}
+
+#[test]
+fn welcomes_that_cannot_be_are_none_and_nothing_is_settled_by_them() {
+    in_both(|mut town| async move {
+        let heard = |next| Heard { next, refused: Vec::new() };
+        let none = Vec::new();
+        let welcome =
+            |lanes: &[Heard]| framed(&codec::encode_welcome(&Ok(Welcome { lanes: lanes.to_vec() })));
+        let lies = [
+            ("no lanes", welcome(&none), "stream_refused"),
+            ("a lane too few", welcome(&[heard(Some(0))]), "stream_refused"),
+            ("a lane too many", welcome(&[heard(Some(0)), heard(Some(0)), heard(Some(0))]), "stream_refused"),
+            ("more than was sent", welcome(&[heard(Some(0)), heard(Some(1))]), "stream_refused"),
+            ("all there is", welcome(&[heard(Some(0)), heard(Some(u64::MAX))]), "stream_refused"),
+            ("no welcome", framed(b"\xff\xff\xff"), "malformed"),
+            ("nothing", framed(b""), "truncated"),
+            (
+                "something behind",
+                framed(&[&codec::encode_welcome(&Err(Refusal::NotMe))[..], b"x"].concat()),
+                "trailing",
+            ),
+            ("a length of 2^32 - 1", vec![0xff; 4], "too_long"),
+            ("a welcome of a MiB", (1_u32 << 20).to_le_bytes().to_vec(), "too_long"),
+            ("a refusal", framed(&codec::encode_welcome(&Err(Refusal::Stranger))), "stream_refused"),
+            ("silence", Vec::new(), "stream_timeout"),
+        ];
+        for (lie, bytes, reason) in lies {
+            let peer = town.peer();
+            let told = peer.send(&Note(1)).unwrap();
+            let lying = async {
+                let (mut line, _) = town.greeted().await;
+                let before = town.dropped(reason);
+                line.write(&bytes).await.unwrap();
+                let took = line.end().await;
+                assert!(took <= SOON, "{lie}: {took:?}");
+                assert_eq!(town.dropped(reason), before + 1, "{lie}: {:?}", town.node().metrics().dropped);
+                assert_eq!(peer.status().queued, 1, "{lie}");
+                // The next connection is in order.
+                let (mut line, _) = town.welcome().await;
+                sleep(Duration::from_millis(10)).await;
+                line.write(&said(&Frame::Ack { lane: Lane::Ordered, next: 1, refused: &[] }, b""))
+                    .await
+                    .unwrap();
+                sleep(Duration::from_millis(10)).await;
+            };
+            let (told, ()) = tokio::join!(told, lying);
+            assert_eq!(told, Ok(()), "{lie}");
+            town.move_on().await;
+        }
+        town.unharmed().await;
+    });
+}
+
+#[test]
+fn long_answers_are_kept_while_they_are_awaited_and_no_longer() {
+    const LONG: usize = 12 << 20;
+    let memory = measure(|| {
+        in_both(|mut town| async move {
+            let peer = town.peer();
+            let asked = peer.ask(&Fetch(1), Duration::from_secs(1));
+            let lying = async {
+                let (mut line, _) = town.welcome().await;
+                sleep(Duration::from_secs(7)).await;
+                // Nobody waits any more; it is an answer all the same, and the connection goes on.
+                for (number, question) in [(0, 0), (1, 0), (2, 0)] {
+                    let (lane, how) = (Lane::Ordered, How::Reply);
+                    let head = Frame::Answer { number, lane, question, how, payload: &[] };
+                    let mut bytes = Vec::new();
+                    frames::begin(&head, LONG, &mut bytes);
+                    line.write(&bytes).await.unwrap();
+                    for _ in 0..LONG / 65_536 {
+                        line.write(&[7; 65_536]).await.unwrap();
+                    }
+                }
+                sleep(Duration::from_millis(100)).await;
+                line
+            };
+            let (asked, line) = tokio::join!(asked, lying);
+            assert_eq!(asked, Err(AskError::Timeout));
+            assert_eq!(town.dropped("answer_unheard"), 3);
+            assert!(peer.status().active_since.is_some(), "the connection is as it was");
+            drop(line);
+            town.unharmed().await;
+        });
+    });
+    assert!(memory.bytes_max <= 5 * MIB, "{memory:?}");
+}
+
+#[test]
+fn a_dialled_peer_that_never_reads_or_reads_a_byte_a_second_fills_its_own_queue_alone() {
+    for reads in [false, true] {
+        let memory = measure(|| {
+            in_both(|mut town| async move {
+                let peer = town.peer();
+                let large = Plant(Tree::Text("x".repeat(10_000), Vec::new()));
+                let lying = async {
+                    loop {
+                        let (mut line, _) = town.welcome().await;
+                        let start = Instant::now();
+                        // It is given up and dialled again, as long as there is something to be said.
+                        while start.elapsed() < Duration::from_secs(40) {
+                            sleep(Duration::from_secs(1)).await;
+                            let mut byte = [0];
+                            if reads && line.stream.read(&mut byte).await.is_err() {
+                                break;
+                            }
+                        }
+                    }
+                };
+                let sending = async {
+                    let (start, mut told, mut full) = (Instant::now(), Vec::new(), 0);
+                    while start.elapsed() < Duration::from_secs(90) {
+                        match peer.send(&large) {
+                            Ok(sent) => told.push(sent),
+                            Err(error) => {
+                                assert_eq!(error, SendError::Full);
+                                full += 1;
+                                sleep(Duration::from_millis(500)).await;
+                            }
+                        }
+                        let status = peer.status();
+                        assert!(status.queued_bytes <= 1 << 20, "{status:?}");
+                    }
+                    assert!(full > 100, "{full} times there was no room");
+                    let within = timeout(Duration::from_secs(90), futures_util::future::join_all(told));
+                    for outcome in within.await.expect("each has an outcome") {
+                        assert!(
+                            matches!(outcome, Err(NotSent::Unknown(_) | NotSent::Never(_))),
+                            "{outcome:?}"
+                        );
+                    }
+                };
+                tokio::select! {
+                    () = lying => {}
+                    () = sending => {}
+                }
+                town.unharmed().await;
+            });
+        });
+        assert!(memory.bytes_max <= 8 * MIB, "reads: {reads}: {memory:?}");
     }
 }

@@ -74,12 +74,11 @@ impl Incoming {
     /// # Errors
     /// [`Overtaken::Replaced`] if a later one is there already; [`Overtaken::Gap`] if the sender contradicts itself.
     pub fn begin(&mut self, hello: &Hello) -> Result<Welcome, Overtaken> {
-        match hello.link.cmp(&self.link) {
+        let known = match hello.link.cmp(&self.link) {
             Ordering::Less => return Err(Overtaken::Replaced),
-            Ordering::Equal => {}
-            Ordering::Greater => *self = Self { link: hello.link, ..Self::default() },
-        }
-        let known = self.connections[hello.carrier as usize];
+            Ordering::Equal => self.connections[hello.carrier as usize],
+            Ordering::Greater => None,
+        };
         if known.is_some_and(|known| known >= hello.connection) {
             return Err(Overtaken::Replaced);
         }
@@ -94,6 +93,10 @@ impl Incoming {
             || !lanes.iter().zip(&hello.lanes).all(fits)
         {
             return Err(Overtaken::Gap);
+        }
+        // A hello that is refused changes nothing.
+        if hello.link > self.link {
+            *self = Self { link: hello.link, ..Self::default() };
         }
         self.connections[hello.carrier as usize] = Some(hello.connection);
         let heard = |(lane, sent): (&Lane, &Sent)| {
