@@ -56,6 +56,11 @@ pub(super) trait End {
     /// Says what there is to say, until `out` is full. It is asked again when `cx` is woken, or something has come.
     fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) -> Result<(), Failure>;
 
+    /// Whether it has to say something before it can handle another frame.
+    fn is_sated(&self) -> bool {
+        false
+    }
+
     /// Nothing has come for [`SILENT`], `missed` times in a row.
     fn silent(&mut self, missed: u32, out: &mut Out) -> Result<(), Failure>;
 }
@@ -164,6 +169,12 @@ impl In {
         if len > self.max { Err(WireError::TooLong) } else { Ok(Some(len)) }
     }
 
+    /// Where the next frame begins and ends, if all of it has come.
+    fn frame(&self) -> Result<Option<(usize, usize)>, WireError> {
+        let at = self.from + LENGTH;
+        Ok(self.length()?.map(|len| (at, at + len)).filter(|(_, to)| *to <= self.to))
+    }
+
     /// Makes room to read into: as much again as has come, within bounds.
     fn make_room(&mut self) -> Result<(), WireError> {
         if self.from == self.to {
@@ -196,10 +207,11 @@ pub(super) async fn run(
     poll_fn(|cx| {
         for _ in 0..TURNS {
             let mut progress = false;
-            input.make_room()?;
-            let mut buf = ReadBuf::new(&mut input.buffer[input.to..]);
-            match Pin::new(&mut *channel).poll_read(cx, &mut buf) {
-                Poll::Ready(read) => {
+            // What has come and was not handled goes first.
+            if input.frame()?.is_none() {
+                input.make_room()?;
+                let mut buf = ReadBuf::new(&mut input.buffer[input.to..]);
+                if let Poll::Ready(read) = Pin::new(&mut *channel).poll_read(cx, &mut buf) {
                     read?;
                     let len = buf.filled().len();
                     if len == 0 {
@@ -212,15 +224,14 @@ pub(super) async fn run(
                     input.to += len;
                     ring.counters.stream_bytes_received.fetch_add(len as u64, Relaxed);
                     (progress, heard) = (true, true);
-                    while let Some(len) = input.length()?
-                        && input.to - input.from >= LENGTH + len
-                    {
-                        let at = input.from + LENGTH;
-                        end.frame(read_frame(&input.buffer[at..at + len])?)?;
-                        input.from = at + len;
-                    }
                 }
-                Poll::Pending => {}
+            }
+            while !end.is_sated()
+                && let Some((at, to)) = input.frame()?
+            {
+                end.frame(read(&input.buffer[at..to])?)?;
+                input.from = to;
+                progress = true;
             }
             if poll_silence(silence.as_mut(), &mut heard, cx) {
                 missed += 1;
@@ -228,8 +239,10 @@ pub(super) async fn run(
             } else if progress {
                 missed = 0;
             }
+            let sated = end.is_sated();
             if !out.is_full() {
                 end.fill(&mut out, cx)?;
+                progress |= sated && !end.is_sated();
             }
             if !out.is_empty() {
                 match out.poll_write(channel, cx)? {
@@ -252,10 +265,6 @@ pub(super) async fn run(
         Poll::Pending
     })
     .await
-}
-
-fn read_frame(bytes: &[u8]) -> Result<Frame<'_>, WireError> {
-    read(bytes)
 }
 
 /// Whether a silence has ended, which begins anew each time that something is heard.

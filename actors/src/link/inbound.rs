@@ -12,7 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use memberlist_protocol::{
-    link::{Ack, Carrier, Heard, Hello, Incoming, Lane, Outgoing, Overtaken, Place, Received, Welcome},
+    link::{
+        Ack, Carrier, Heard, Hello, Incoming, Lane, Limits, Outgoing, Overtaken, Place, Received, Welcome,
+    },
     member::{MemberState, NodeId},
     wire::{
         WireError, codec,
@@ -178,12 +180,13 @@ async fn admit(
     let proven = sealed || addr.ip() == from.ip();
     let inbound = ring.inbounds.of(ring, hello.from.clone(), proven).ok_or(Refusal::Crowded)?;
     let before = inbound.incoming.borrow().link();
-    let welcome = inbound.incoming.borrow_mut().begin(hello).map_err(|_| Refusal::Overtaken)?;
+    let lanes = inbound.incoming.borrow_mut().begin(hello).map_err(|_| Refusal::Overtaken)?;
+    let welcome = Welcome { lanes, limits: Limits::of(&ring.config) };
     if before != hello.link {
         *inbound.answers.borrow_mut() = AnswerBox::new(ring);
     }
     if hello.carrier == Carrier::Main {
-        inbound.answers.borrow().begin(hello.answers).map_err(|()| Refusal::Overtaken)?;
+        inbound.answers.borrow().begin(hello).map_err(|()| Refusal::Overtaken)?;
     }
     let from = if proven { Sender::Member(hello.from.clone()) } else { Sender::Address(from) };
     // From here on it is kept, although the welcome is not written yet.
@@ -283,6 +286,11 @@ impl End for Listener<'_> {
         Ok(())
     }
 
+    fn is_sated(&self) -> bool {
+        let incoming = self.inbound.incoming.borrow();
+        Carrier::Main.lanes().iter().any(|lane| incoming.is_sated(*lane))
+    }
+
     fn silent(&mut self, missed: u32, _: &mut Out) -> Result<(), Failure> {
         let idle = self.inbound.answers.borrow().is_empty();
         let crowded = self.ring.inbounds.crowded.get();
@@ -307,6 +315,8 @@ struct Answering {
     out: Outgoing<Given>,
     waker: Option<Waker>,
     fresh: bool,
+    /// Most bytes of an answer that the asker takes.
+    longest: usize,
 }
 
 struct Given {
@@ -319,16 +329,18 @@ struct Given {
 impl AnswerBox {
     fn new(ring: &Shared) -> Arc<Self> {
         let out = Outgoing::new(ring.config.peer_queue_depth, ring.config.peer_queue_bytes);
-        Arc::new(Self(Mutex::new(Answering { out, waker: None, fresh: true })))
+        Arc::new(Self(Mutex::new(Answering { out, waker: None, fresh: true, longest: usize::MAX })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Answering> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection begins; the asker has all answers below `next`.
-    fn begin(&self, next: u64) -> Result<(), ()> {
+    /// A connection begins; the hello says which answers the asker has, and how long one may be.
+    fn begin(&self, hello: &Hello) -> Result<(), ()> {
         let mut now = self.lock();
+        let next = hello.answers;
+        now.longest = now.longest.min(hello.longest_answer as usize);
         if std::mem::take(&mut now.fresh) {
             now.out.begin_at(Lane::Ordered, next);
         }
@@ -362,9 +374,10 @@ impl Answers for AnswerBox {
     fn answer(&self, question: u64, answered: Answered) {
         let (how, bytes) = answered.split();
         let lane = Lane::of((question & 3) as u8).unwrap_or(Lane::Ordered);
+        let mut now = self.lock();
+        let (how, bytes) = if bytes.len() <= now.longest { (how, bytes) } else { unfit(&bytes, now.longest) };
         let given = Given { lane, question: question >> 2, how, bytes };
         let len = given.bytes.len();
-        let mut now = self.lock();
         // Whoever asks more than it takes answers gets none for the rest.
         let _ = now.out.push(Lane::Ordered, given, len);
         let waker = now.waker.take();
@@ -373,4 +386,10 @@ impl Answers for AnswerBox {
             waker.wake();
         }
     }
+}
+
+/// Instead of an answer that the asker does not take.
+fn unfit(bytes: &Bytes, max: usize) -> (How, Bytes) {
+    let why = format!("the reply has {} bytes; the asker takes {max}", bytes.len());
+    (How::Unfit, Bytes::from(why))
 }

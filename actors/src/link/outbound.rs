@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use memberlist_protocol::{
-    link::{Carrier, Hello, Lane},
+    link::{Carrier, Lane},
     wire::{
         codec,
         frame::StreamKind,
@@ -81,21 +81,21 @@ async fn connected(ring: &Shared, link: &Arc<Link>, ending: &mut Ending) -> Resu
     if link.is_ended() {
         return Ok(());
     }
-    let (connection, lanes, answers) = link.hello(carrier);
-    let (from, to) = (ring.view.borrow().local().id.clone(), link.peer.clone());
-    let hello = Hello { from, to, link: link.number, carrier, connection, lanes, answers };
+    let from = ring.view.borrow().local().id.clone();
+    let hello = link.hello(carrier, from, &ring.config);
     line.write(&[&codec::encode_hello(&hello)]).await?;
     let welcome = codec::decode_welcome(&line.answer(MAX_WELCOME).await?)?;
     drop(turn);
     let welcome = welcome.map_err(Failure::Refused)?;
     let at = now();
-    link.welcomed(ring, carrier, &welcome.lanes, member.addr, at).map_err(|_| nonsense())?;
+    link.welcomed(ring, &hello, &welcome, member.addr, at).map_err(|_| nonsense())?;
     ending.up = Some(at);
     up(&ring.counters.links_up);
     match carrier {
         Carrier::Main => {
-            let max = ring.config.max_message_size + frames::MAX_AROUND;
-            let mut speaker = Speaker::new(ring, link, member.addr, answers);
+            // An answer, or an ack of as many refusals as are kept.
+            let max = ring.config.max_message_size.max(MAX_WELCOME) + frames::MAX_AROUND;
+            let mut speaker = Speaker::new(ring, link, member.addr, hello.answers);
             duplex::run(ring, line.channel(), &mut speaker, max).await
         }
         Carrier::Bulk => wide::send(&mut line, link).await,
