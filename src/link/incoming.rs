@@ -214,10 +214,7 @@ mod tests {
         assert_eq!(incoming.begin(&hello(2, 1, 6)), Err(Overtaken::Replaced));
         assert_eq!(incoming.begin(&hello(1, 1, 6)), Err(Overtaken::Replaced));
         // The refusal has been heard of.
-        assert_eq!(
-            incoming.begin(&hello(3, 5, 6)).unwrap()[1],
-            Heard { next: Some(5), refused: vec![] }
-        );
+        assert_eq!(incoming.begin(&hello(3, 5, 6)).unwrap()[1], Heard { next: Some(5), refused: vec![] });
     }
 
     #[test]
@@ -275,9 +272,8 @@ mod tests {
             incoming.ack(Lane::Ordered);
         }
         assert_eq!(incoming.tracks[1].refused.len(), MAX_REFUSED);
-        let next = |incoming: &mut Incoming, n, first| {
-            incoming.begin(&hello(n, first, 100_000)).unwrap()[1].next
-        };
+        let next =
+            |incoming: &mut Incoming, n, first| incoming.begin(&hello(n, first, 100_000)).unwrap()[1].next;
         assert_eq!(next(&mut incoming, 2, 100_000 - MAX_REFUSED as u64), Some(100_000));
         assert_eq!(next(&mut incoming, 3, 10), None, "nobody can say what became of the first");
     }

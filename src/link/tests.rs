@@ -61,6 +61,8 @@ struct Sim {
     last: BTreeMap<(u64, Lane), u32>,
     /// Whether frames are repeated and swallowed.
     astray: bool,
+    /// Of ten messages, how many the receiver has no room for.
+    busy: u32,
 }
 
 type Verdict = Result<(), String>;
@@ -83,6 +85,7 @@ impl Sim {
             taken: BTreeMap::new(),
             last: BTreeMap::new(),
             astray: true,
+            busy: [0, 2, 9][(seed % 3) as usize],
         }
     }
 
@@ -180,7 +183,7 @@ impl Sim {
                 Err(_) => connection.shut = true,
                 Ok(Received::Again) => {}
                 Ok(Received::New) => {
-                    let busy = self.rng.random_range(0..4) == 0;
+                    let busy = self.rng.random_range(0..10) < self.busy;
                     let receipt = if busy { Receipt::Busy } else { Receipt::Taken };
                     self.incoming.settle(lane, receipt);
                     return self.take(id, receipt);

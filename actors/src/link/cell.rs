@@ -198,7 +198,21 @@ impl Link {
     }
 
     /// Queues a message.
-    pub(crate) fn send(&self, lane: Lane, letter: Letter) -> Result<(), (SendError, Letter)> {
+    pub(crate) fn send(&self, doors: &Doors, lane: Lane, letter: Letter) -> Result<(), (SendError, Letter)> {
+        let room = letter.fate.claim(letter.bytes.len());
+        if !doors.waiting.take(room) {
+            return Err((SendError::Full, letter));
+        }
+        let len = letter.bytes.len();
+        let queued = self.queue(lane, letter);
+        match &queued {
+            Ok(lane) => doors.counters.lanes[*lane as usize].queued(len),
+            Err(_) => doors.waiting.give_back(room),
+        }
+        queued.map(drop)
+    }
+
+    fn queue(&self, lane: Lane, letter: Letter) -> Result<Lane, (SendError, Letter)> {
         let mut state = self.lock();
         if let Some(cause) = state.ended {
             let error = if cause == Cause::Stopped { SendError::Stopped } else { SendError::Gone };
@@ -227,7 +241,7 @@ impl Link {
         if ask {
             let _ = self.inbox.insist(ToLink::Wanted(lane.carrier()));
         }
-        Ok(())
+        Ok(lane)
     }
 
     /// Whether nothing is held for that connection: nothing waits, nothing is unsettled.
@@ -488,11 +502,17 @@ impl Link {
             self.room.notify_waiters();
         }
         let mut lost: BTreeMap<(Lane, Cause), (u64, u64)> = BTreeMap::new();
+        doors.waiting.give_back(told.iter().map(|over| over.fate.claim(over.bytes)).sum());
         for Over { lane, bytes, fate, outcome } in told {
+            let counters = &doors.counters.lanes[lane as usize];
             match outcome {
-                Ok(()) => up(&doors.counters.user_messages_sent),
+                Ok(()) => {
+                    up(&doors.counters.user_messages_sent);
+                    up(&counters.delivered);
+                }
                 Err(NotSent::Never(cause) | NotSent::Unknown(cause)) => {
                     doors.counters.drop(Lost::Undelivered);
+                    up(&counters.undelivered);
                     let (count, sum) = lost.entry((lane, cause)).or_default();
                     *count += 1;
                     *sum += bytes as u64;

@@ -220,14 +220,20 @@ impl Inbound {
         what: frames::What<'_>,
         bytes: Bytes,
     ) -> Receipt {
-        let (kind, answer) = match what {
-            frames::What::Tell(kind) => (kind, None),
-            frames::What::Ask(kind, _) => {
-                (kind, Some(Answer::new(self.answers.borrow().clone(), number << 2 | u64::from(lane.byte()))))
+        let (kind, answer, until) = match what {
+            frames::What::Tell(kind) => (kind, None, None),
+            frames::What::Ask(kind, within) => {
+                let question = number << 2 | u64::from(lane.byte());
+                let answer = Answer::new(self.answers.borrow().clone(), question);
+                (kind, Some(answer), now().checked_add(Duration::from_millis(within.into())))
             }
             frames::What::Broadcast => return Receipt::Undecodable,
         };
-        ring.routes.deliver(ring, Arrived { from: &seat.from, kind, bytes, reliable: true, answer })
+        let len = bytes.len();
+        let arrived = Arrived { from: &seat.from, kind, bytes, reliable: true, answer, until };
+        let receipt = ring.routes.deliver(ring, arrived);
+        ring.counters.lanes[lane as usize].received(len, receipt);
+        receipt
     }
 }
 

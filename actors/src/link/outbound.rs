@@ -38,6 +38,7 @@ const MAX_WELCOME: usize = 256 * 1024;
 
 /// Tells PeerLink how a connection has ended, however that comes.
 struct Ending {
+    ring: Shared,
     link: Arc<Link>,
     carrier: Carrier,
     up: Option<Instant>,
@@ -47,13 +48,16 @@ struct Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         self.link.down(self.carrier);
+        if self.up.is_some() {
+            up(&self.ring.counters.links_down);
+        }
         let _ = self.link.inbox.insist(ToLink::Ended { carrier: self.carrier, up: self.up });
     }
 }
 
 /// One connection, from the dial to its end.
 pub(super) async fn run(ring: Shared, link: Arc<Link>, carrier: Carrier) {
-    let mut ending = Ending { link: link.clone(), carrier, up: None, remote: None };
+    let mut ending = Ending { ring: ring.clone(), link: link.clone(), carrier, up: None, remote: None };
     let Err(failure) = connected(&ring, &link, &mut ending).await else { return };
     count(&ring, &failure);
     if let Failure::Refused(why) = &failure {

@@ -49,6 +49,8 @@ pub(crate) enum Lost {
     Panicked,
     /// Messages and events that a handler took with it when it stopped.
     HandlerGone,
+    /// A peer's question whose time was over before its handler was free.
+    Expired,
     /// A message of a user over a stream that has not got through, or of which that is not known.
     Undelivered,
     /// A user's bytes that were for another node.
@@ -86,7 +88,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 37] = [
+    pub(crate) const ALL: [(Self, &'static str); 38] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -107,6 +109,7 @@ impl Lost {
         (Self::SubscriberLagged, "subscriber_lagged"),
         (Self::Panicked, "panicked"),
         (Self::HandlerGone, "handler_gone"),
+        (Self::Expired, "expired"),
         (Self::Undelivered, "undelivered"),
         (Self::NotForUs, "not_for_us"),
         (Self::NobodyThere, "nobody_there"),
@@ -155,6 +158,7 @@ impl Lost {
             | Self::HandlerBusy
             | Self::Undecodable
             | Self::HandlerGone
+            | Self::Expired
             | Self::SubscriberLagged
             | Self::PingUnheard
             | Self::LinkUnheard
