@@ -199,6 +199,9 @@ pub struct Config {
     pub peer_queue_depth: usize,
     /// Bytes of users that wait to be sent to one peer; a single message may be larger. 1 KiB to 1 GiB. 32 MiB.
     pub peer_queue_bytes: usize,
+    /// Bytes of users that wait to be sent to all peers together; what goes to several counts for each of them, and
+    /// broadcasts have a bound of their own. A single message may be larger. 1 KiB to 1 GiB. 64 MiB.
+    pub total_queue_bytes: usize,
     /// Largest message of a user that goes by the ordered or the urgent lane of a link, in bytes; a larger one goes by
     /// the bulk lane. 1 KiB to 1 MiB. 64 KiB.
     pub max_ordered_size: usize,
@@ -296,6 +299,7 @@ impl Config {
             max_message_size: 20 << 20,
             peer_queue_depth: 4096,
             peer_queue_bytes: 32 << 20,
+            total_queue_bytes: 64 << 20,
             max_ordered_size: 64 << 10,
             link_window: secs(30),
             max_links: 2048,
@@ -486,6 +490,7 @@ impl Config {
         count("max_message_size", self.max_message_size, 1 << 10, 1 << 30)?;
         count("peer_queue_depth", self.peer_queue_depth, 1, many)?;
         count("peer_queue_bytes", self.peer_queue_bytes, 1 << 10, 1 << 30)?;
+        count("total_queue_bytes", self.total_queue_bytes, 1 << 10, 1 << 30)?;
         span("question_timeout", self.question_timeout, ms(10), secs(60), false)?;
         count("admit_queue_depth", self.admit_queue_depth, 1, many)?;
         count("max_shared_state", self.max_shared_state, 0, 1 << 30)?;

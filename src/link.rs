@@ -30,6 +30,7 @@ pub use outgoing::{Full, Nonsense, Outgoing, Settled};
 pub use redial::Redial;
 
 use crate::{
+    config::Config,
     member::NodeId,
     wire::{message::Receipt, state::Refusal},
 };
@@ -111,12 +112,17 @@ pub struct Hello {
     pub carrier: Carrier,
     /// The number of the link: a sender that has given up a link to this peer may begin another one.
     pub link: u64,
-    /// Its number: a later one takes the place of an earlier one.
+    /// Its number, from 1 on: a later one takes the place of an earlier one.
     pub connection: u64,
+    /// The number of the last one of this carrier that was welcomed; 0 before there was one. Whoever does not
+    /// remember that one has forgotten what came over it.
+    pub welcomed: u64,
     /// The lanes of the carrier, in their order.
     pub lanes: Vec<Sent>,
     /// The lowest number of an answer that has not arrived.
     pub answers: u64,
+    /// Most bytes of an answer that the sender takes.
+    pub longest_answer: u32,
 }
 
 impl Hello {
@@ -151,6 +157,33 @@ pub struct Heard {
 pub struct Welcome {
     /// The lanes of the carrier, in their order.
     pub lanes: Vec<Heard>,
+    /// What the receiver takes.
+    pub limits: Limits,
+}
+
+/// How long a message may be that a node takes over a link, in bytes of its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// One on the main connection.
+    pub ordered: u32,
+    /// One on the bulk connection.
+    pub message: u32,
+}
+
+impl Limits {
+    /// Those of a node with these settings.
+    pub fn of(config: &Config) -> Self {
+        let bytes = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self { ordered: bytes(config.max_ordered_size), message: bytes(config.max_message_size) }
+    }
+
+    /// The longest message that may go over a carrier.
+    pub fn over(&self, carrier: Carrier) -> usize {
+        match carrier {
+            Carrier::Main => self.ordered as usize,
+            Carrier::Bulk => self.message as usize,
+        }
+    }
 }
 
 /// What a [`Hello`] is answered with.

@@ -542,7 +542,18 @@ fn what_a_stranger_is_answered_on_a_stream_is_no_more_than_it_has_sent_but_for_t
         let link = |to: &NodeId| {
             let (from, to) = (nobody.clone(), to.clone());
             let lanes = vec![Sent { first: 0, next: 0 }; 2];
-            let hello = Hello { from, to, link: 1, carrier: Carrier::Main, connection: 1, lanes, answers: 0 };
+            let (carrier, welcomed) = (Carrier::Main, 0);
+            let hello = Hello {
+                from,
+                to,
+                link: 1,
+                carrier,
+                connection: 1,
+                welcomed,
+                lanes,
+                answers: 0,
+                longest_answer: 0,
+            };
             [head(StreamKind::Link), frame(&memberlist_protocol::wire::codec::encode_hello(&hello))].concat()
         };
         let upload = |to: &NodeId| {

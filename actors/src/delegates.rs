@@ -264,7 +264,9 @@ impl Delegates {
 
     /// Gives a message to its handlers.
     fn serve(&self, from: &Sender, kind: &str, bytes: Bytes, reliable: bool) -> Receipt {
-        self.ring.routes.deliver(&self.ring, Arrived { from, kind, bytes, reliable, answer: None })
+        self.ring
+            .routes
+            .deliver(&self.ring, Arrived { from, kind, bytes, reliable, answer: None, until: None })
     }
 
     fn broadcast(&self, message: &UserBroadcast, reliable: bool) -> Receipt {

@@ -246,6 +246,9 @@ pub enum Cause {
     /// Another run of the peer is in its place.
     #[error("another run of the peer is in its place")]
     Replaced,
+    /// The peer takes no message of that size: its limits are lower than this node's.
+    #[error("the peer takes none of that size")]
+    TooLarge,
     /// It was to be there by a time that is over.
     #[error("its time is over")]
     Expired,

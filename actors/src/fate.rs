@@ -36,6 +36,12 @@ impl Fate {
         }
     }
 
+    /// Of a parcel of `len` bytes, how many count among those that wait for all peers. Parts of a broadcast share
+    /// theirs, which are bounded by themselves.
+    pub(crate) fn claim(&self, len: usize) -> usize {
+        if matches!(self, Self::Part(_)) { 0 } else { len }
+    }
+
     /// Whether the parcel need not be sent any more.
     pub(crate) fn is_void(&self) -> bool {
         match self {

@@ -88,7 +88,7 @@ mod transport;
 mod typed;
 mod uploads;
 
-pub use self::metrics::{Histogram, InboxMetrics, Metrics};
+pub use self::metrics::{Histogram, InboxMetrics, LaneMetrics, Metrics};
 pub use builder::{ClusterBuilder, DEFAULT_PORT};
 pub use cluster::{Broadcast, Cluster, Spread};
 pub use discover::Discover;

@@ -12,6 +12,7 @@
 //! The queue is the link's, not the connection's: it outlives both the connections and the actor. The rules are in
 //! [`memberlist_protocol::link`].
 
+mod budget;
 mod cell;
 mod duplex;
 mod inbound;
@@ -28,6 +29,7 @@ use memberlist_protocol::{
 
 pub use self::cell::LinkStatus;
 pub(crate) use self::{
+    budget::Budget,
     cell::{Letter, Link, Links, What},
     inbound::{Inbounds, serve},
 };

@@ -14,12 +14,14 @@ mod accusers;
 #[cfg(feature = "metrics")]
 mod facade;
 mod histogram;
+mod lanes;
 mod reasons;
 mod samples;
 
 use accusers::Accusers;
 pub use histogram::Histogram;
 use histogram::{Buckets, Long, Short, Size};
+pub use lanes::LaneMetrics;
 pub(crate) use reasons::Lost;
 use reasons::{REASONS, Reason};
 pub use samples::{Described, Kind, Sample, TABLE, Value};
@@ -59,6 +61,7 @@ pub(crate) struct Counters {
     pub(crate) streams_dialled: AtomicU64,
     pub(crate) links_up: AtomicU64,
     pub(crate) links_open: AtomicU64,
+    pub(crate) links_down: AtomicU64,
     pub(crate) streams_accepted: AtomicU64,
     pub(crate) stream_bytes_sent: AtomicU64,
     pub(crate) stream_bytes_received: AtomicU64,
@@ -97,6 +100,7 @@ pub(crate) struct Counters {
     pub(crate) suspicion_left: Buckets<Long>,
     pub(crate) spread_news: Buckets<Long>,
     pub(crate) spread_user: Buckets<Long>,
+    pub(crate) lanes: [lanes::Lane; 3],
     sent: Many<{ Message::KINDS }>,
     received: Many<{ Message::KINDS }>,
     dropped: Many<REASONS>,
@@ -148,6 +152,10 @@ impl Counters {
             streams_dialled: self.streams_dialled.load(Relaxed),
             links_up: self.links_up.load(Relaxed),
             links_open: self.links_open.load(Relaxed),
+            links_down: self.links_down.load(Relaxed),
+            lanes: lanes::NAMES.into_iter().zip(self.lanes.each_ref().map(lanes::Lane::read)).collect(),
+            links: 0,
+            links_queued_bytes: 0,
             streams_accepted: self.streams_accepted.load(Relaxed),
             stream_bytes_sent: self.stream_bytes_sent.load(Relaxed),
             stream_bytes_received: self.stream_bytes_received.load(Relaxed),
@@ -254,6 +262,14 @@ pub struct Metrics {
     pub links_up: u64,
     /// Connections of links that peers have opened to this node, and that are open now.
     pub links_open: u64,
+    /// Those of them that have ended.
+    pub links_down: u64,
+    /// Peers that this node has a link to.
+    pub links: u64,
+    /// Bytes of users that wait for all peers, but for those of broadcasts.
+    pub links_queued_bytes: u64,
+    /// Messages over links, by lane: `urgent`, `ordered`, `bulk`.
+    pub lanes: BTreeMap<&'static str, LaneMetrics>,
     /// Streams opened by others.
     pub streams_accepted: u64,
     /// Bytes sent on streams.

@@ -128,9 +128,14 @@ impl Peer {
         loop {
             let link = self.link()?;
             let mut room = std::pin::pin!(link.room.notified());
+            let mut anywhere = std::pin::pin!(self.doors().waiting.room.notified());
             room.as_mut().enable();
+            anywhere.as_mut().enable();
             match self.queue(M::LANE, M::KIND, bytes.clone()) {
-                Err(SendError::Full) => room.await,
+                Err(SendError::Full) => tokio::select! {
+                    () = room => {}
+                    () = anywhere => {}
+                },
                 sent => return sent,
             }
         }
@@ -143,18 +148,18 @@ impl Peer {
     /// [`AskError::Send`] if it was not taken, [`AskError::NotSent`] if it has not got through,
     /// [`AskError::Timeout`] if no answer came `within` that time, [`AskError::HandlerGone`], [`AskError::Reply`].
     pub async fn ask<M: PeerMessage>(&self, msg: &M, within: Duration) -> Result<M::Result, AskError> {
-        self.question(msg, within).await
+        self.question::<M>(typed::encode(msg), within).await
     }
 
-    /// Asks at once; the future is the answer.
+    /// Asks at once; the future is the answer. `bytes` are the message's.
     pub(crate) fn question<M: PeerMessage>(
         &self,
-        msg: &M,
+        bytes: Result<Bytes, SendError>,
         within: Duration,
     ) -> impl Future<Output = Result<M::Result, AskError>> + Send + use<M> {
         let (reply, answer) = oneshot::channel();
         let until = Instant::now() + within;
-        let asked = typed::encode(msg).and_then(|bytes| {
+        let asked = bytes.and_then(|bytes| {
             let what = What::Ask(M::KIND, until.into_std());
             self.put(M::LANE, Letter { what, bytes, fate: Fate::Ask(Some(reply)) })
         });
@@ -270,6 +275,11 @@ impl Peer {
         doors.links.to(doors, &self.id)
     }
 
+    /// Sends a message that is written already.
+    pub(crate) fn send_encoded<M: PeerMessage>(&self, bytes: Bytes) -> Result<Sent, SendError> {
+        self.queue(M::LANE, M::KIND, bytes)
+    }
+
     fn queue(&self, lane: Lane, kind: &'static str, bytes: Bytes) -> Result<Sent, SendError> {
         let (reply, fate) = oneshot::channel();
         self.put(lane, Letter { what: What::Tell(kind), bytes, fate: Fate::One(reply) })?;
@@ -283,7 +293,7 @@ impl Peer {
             return Err(SendError::TooLarge { len, max });
         }
         let lane = if len > config.max_ordered_size { Lane::Bulk } else { lane };
-        self.link()?.send(lane, letter).map_err(|(error, _)| error)
+        self.link()?.send(self.handle.doors(), lane, letter).map_err(|(error, _)| error)
     }
 
     /// Pings it, as [`Cluster::ping`](crate::Cluster::ping) does.

@@ -215,13 +215,13 @@ impl BroadcastQueue {
             return;
         }
         let fanout = Fanout::new(others.len(), len, spread);
+        let address = Address::Broadcast { origin: m.origin, id: m.id, kind: m.kind };
+        let bytes = Bytes::from([&codec::encode_address(&address)[..], &m.bytes].concat());
         for member in others {
-            let address = Address::Broadcast { origin: m.origin.clone(), id: m.id, kind: m.kind.clone() };
-            let address = codec::encode_address(&address);
-            let bytes = Bytes::from([&address[..], &m.bytes].concat());
-            let letter = Letter { what: What::Broadcast, bytes, fate: Fate::Part(fanout.part()) };
+            let (bytes, fate) = (bytes.clone(), Fate::Part(fanout.part()));
+            let letter = Letter { what: What::Broadcast, bytes, fate };
             let sent = match ring.links.to(ring, &member.id) {
-                Ok(link) => link.send(Lane::Bulk, letter).map_err(|(_, letter)| letter),
+                Ok(link) => link.send(ring, Lane::Bulk, letter).map_err(|(_, letter)| letter),
                 Err(_) => Err(letter),
             };
             if let Err(letter) = sent {

@@ -28,6 +28,7 @@ use crate::{
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
     keyring::{Admission, Admitted},
+    link::Budget,
     link::{Inbounds, LinkEvent, Links},
     logs::{self, Line, Logs, say},
     messages::{Then, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
@@ -77,6 +78,8 @@ pub(crate) struct Doors {
     pub(crate) casts: Casts,
     /// What users send to single nodes over streams.
     pub(crate) links: Links,
+    /// Room for what they hold.
+    pub(crate) waiting: Budget,
     /// Memory for what is being read from streams, in KiB.
     pub(crate) bodies: Semaphore,
     /// Where this node has joined, or was told to.
@@ -132,6 +135,7 @@ impl Doors {
             chance: Mutex::new(chance),
             hooks,
             links: Links::default(),
+            waiting: Budget::new(config.total_queue_bytes),
             bodies: Semaphore::new(
                 STREAM_BODIES * config.max_state_size.max(config.max_message_size).div_ceil(1024),
             ),
@@ -217,7 +221,9 @@ impl Doors {
             (crate::messages::DELEGATES, of(&self.delegates)),
         ]
         .into();
-        let linked: usize = self.links.all().iter().map(|link| link.status().queued).sum();
+        let links = self.links.all();
+        let linked: usize = links.iter().map(|link| link.status().queued).sum();
+        (metrics.links, metrics.links_queued_bytes) = (links.len() as u64, self.waiting.used() as u64);
         metrics.user_messages_waiting = (self.casts.len() + linked) as u64;
         let view = self.view.borrow().clone();
         let states = [MemberState::Alive, MemberState::Suspect, MemberState::Dead, MemberState::Left];

@@ -10,7 +10,7 @@
 //! The table lies outside of Delegates, which fills it, so queues outlive its restarts. Of the user's there runs
 //! only what serde and a message's `Drop` call, and a panic there is caught.
 
-use std::{cell::RefCell, collections::BTreeMap, marker::PhantomData, rc::Rc, task::Waker};
+use std::{cell::RefCell, collections::BTreeMap, marker::PhantomData, rc::Rc, task::Waker, time::Instant};
 
 use actix::Recipient;
 use bytes::Bytes;
@@ -48,6 +48,8 @@ pub(crate) struct Arrived<'a> {
     pub(crate) reliable: bool,
     /// How to answer, if it is a question.
     pub(crate) answer: Option<Answer>,
+    /// Until when the asker waits for it.
+    pub(crate) until: Option<Instant>,
 }
 
 /// A handler that is to be given a queue and a pump.
@@ -204,7 +206,7 @@ impl Routes {
             let len = arrived.bytes.len();
             if queue.has_room(len) {
                 let msg = UserBytes::new(arrived.from.clone(), arrived.bytes.clone(), arrived.reliable);
-                queue.push(Item { msg, len, answer: None });
+                queue.push(Item { msg, len, answer: None, until: None });
                 receipt = Receipt::Taken;
             } else {
                 busy(ring);
@@ -304,7 +306,7 @@ where
         }
         match catch(|| codec::decode_payload(&arrived.bytes)) {
             Ok(Ok(msg)) => {
-                self.queue.push(Item { msg: wrap(msg), len, answer: arrived.answer });
+                self.queue.push(Item { msg: wrap(msg), len, answer: arrived.answer, until: arrived.until });
                 Receipt::Taken
             }
             _ => {

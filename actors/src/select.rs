@@ -12,7 +12,7 @@ use memberlist_protocol::member::{Member, NodeId};
 use crate::{
     errors::{AskError, SendError},
     peer::Peer,
-    typed::PeerMessage,
+    typed::{self, PeerMessage},
 };
 
 /// Which members are meant. This node itself is never among them.
@@ -48,8 +48,10 @@ pub struct Fanout {
 
 pub(crate) fn send_all<M: PeerMessage>(peers: Vec<Peer>, msg: &M) -> Fanout {
     let mut fanout = Fanout::default();
+    // They share its bytes.
+    let bytes = typed::encode(msg);
     for peer in peers {
-        match peer.send(msg) {
+        match bytes.clone().and_then(|bytes| peer.send_encoded::<M>(bytes)) {
             Ok(_) => fanout.queued += 1,
             Err(error) => fanout.refused.push((peer.id().clone(), error)),
         }
@@ -86,9 +88,10 @@ pub(crate) fn ask_all<M: PeerMessage>(
     msg: &M,
     within: Duration,
 ) -> impl Stream<Item = (NodeId, Result<M::Result, AskError>)> + Send + Unpin + use<M> {
+    let bytes = typed::encode(msg);
     let ask = |peer: Peer| -> Asking<M::Result> {
         // It is taken now, whenever the stream is polled.
-        let asked = peer.question(msg, within);
+        let asked = peer.question::<M>(bytes.clone(), within);
         Box::pin(async move { (peer.id().clone(), asked.await) })
     };
     Answers(peers.into_iter().map(ask).collect())

@@ -88,6 +88,7 @@ settings! {
     max_message_size: usize,
     peer_queue_depth: usize,
     peer_queue_bytes: usize,
+    total_queue_bytes: usize,
     max_ordered_size: usize,
     link_window: Span,
     max_links: usize,

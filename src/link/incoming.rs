@@ -2,12 +2,12 @@
 
 use std::{cmp::Ordering, collections::VecDeque};
 
-use super::{Heard, Hello, Lane, Place, Sent, Welcome};
+use super::{Heard, Hello, Lane, Place, Sent};
 use crate::wire::message::Receipt;
 
 /// Refusals that are kept for a sender that may not have heard of them. Beyond that the oldest are forgotten, and
 /// what was sent up to there is in doubt if the connection breaks.
-const MAX_REFUSED: usize = 8192;
+const MAX_REFUSED: usize = if cfg!(test) { 8 } else { 8192 };
 
 /// No link gets as far as this: what begins above it lies, and would leave no number for what comes next.
 const LAST: u64 = 1 << 60;
@@ -69,11 +69,12 @@ impl Incoming {
         self.link
     }
 
-    /// A connection begins. It takes the place of the one before it; the first one of a later link begins anew.
+    /// A connection begins. It takes the place of the one before it; the first one of a later link begins anew. Says
+    /// where the lanes of its carrier stand.
     ///
     /// # Errors
     /// [`Overtaken::Replaced`] if a later one is there already; [`Overtaken::Gap`] if the sender contradicts itself.
-    pub fn begin(&mut self, hello: &Hello) -> Result<Welcome, Overtaken> {
+    pub fn begin(&mut self, hello: &Hello) -> Result<Vec<Heard>, Overtaken> {
         let known = match hello.link.cmp(&self.link) {
             Ordering::Less => return Err(Overtaken::Replaced),
             Ordering::Equal => self.connections[hello.carrier as usize],
@@ -94,6 +95,8 @@ impl Incoming {
         {
             return Err(Overtaken::Gap);
         }
+        // One that came too late, to an end that had forgotten all before it, says nothing of what that was.
+        let remembers = known.is_some_and(|known| known >= hello.welcomed);
         // A hello that is refused changes nothing.
         if hello.link > self.link {
             *self = Self { link: hello.link, ..Self::default() };
@@ -101,7 +104,7 @@ impl Incoming {
         self.connections[hello.carrier as usize] = Some(hello.connection);
         let heard = |(lane, sent): (&Lane, &Sent)| {
             let track = &mut self.tracks[*lane as usize];
-            let knows = sent.first == sent.next || known.is_some() && track.forgotten <= sent.first;
+            let knows = sent.first == sent.next || remembers && track.forgotten <= sent.first;
             if !knows {
                 // It stays unknown: the sender may not hear of that, and ask again.
                 track.forgotten = sent.next;
@@ -115,7 +118,7 @@ impl Incoming {
             }
             Heard { next: knows.then_some(track.next), refused: track.refused.iter().copied().collect() }
         };
-        Ok(Welcome { lanes: lanes.iter().zip(&hello.lanes).map(heard).collect() })
+        Ok(lanes.iter().zip(&hello.lanes).map(heard).collect())
     }
 
     /// A message has arrived over that connection.
@@ -151,6 +154,12 @@ impl Incoming {
         track.next += 1;
     }
 
+    /// Whether so many refusals are to be told first that one more might be forgotten unsaid.
+    pub fn is_sated(&self, lane: Lane) -> bool {
+        let track = &self.tracks[lane as usize];
+        track.refused.len() == MAX_REFUSED && track.refused.front().is_some_and(|(n, _)| *n >= track.said)
+    }
+
     /// What the sender has not been told over the present connection.
     pub fn ack(&mut self, lane: Lane) -> Option<Ack> {
         let track = &mut self.tracks[lane as usize];
@@ -172,7 +181,8 @@ mod tests {
     fn hello(connection: u64, first: u64, next: u64) -> Hello {
         let (from, to) = (NodeId::new("a", 1), NodeId::new("b", 2));
         let lanes = vec![Sent { first: 0, next: 0 }, Sent { first, next }];
-        Hello { from, to, link: 1, carrier: Carrier::Main, connection, lanes, answers: 0 }
+        let (carrier, welcomed) = (Carrier::Main, connection - 1);
+        Hello { from, to, link: 1, carrier, connection, welcomed, lanes, answers: 0, longest_answer: 0 }
     }
 
     fn receive(incoming: &mut Incoming, connection: u64, number: u64) -> Result<Received, Overtaken> {
@@ -189,7 +199,7 @@ mod tests {
         let mut incoming = Incoming::default();
         assert_eq!(receive(&mut incoming, 1, 0), Err(Overtaken::Replaced), "before any hello");
         let welcome = incoming.begin(&hello(1, 0, 0)).unwrap();
-        assert_eq!(welcome.lanes[1], Heard { next: Some(0), refused: vec![] });
+        assert_eq!(welcome[1], Heard { next: Some(0), refused: vec![] });
         let all = [0, 1, 1, 0, 2, 4].map(|number| receive(&mut incoming, 1, number));
         let (new, again) = (Ok(Received::New), Ok(Received::Again));
         assert_eq!(all, [new, new, again, again, new, Err(Overtaken::Gap)]);
@@ -209,27 +219,24 @@ mod tests {
         }
         incoming.ack(Lane::Ordered);
         let welcome = incoming.begin(&hello(2, 1, 6)).unwrap();
-        assert_eq!(welcome.lanes[1], Heard { next: Some(4), refused: vec![(2, Receipt::Busy)] });
+        assert_eq!(welcome[1], Heard { next: Some(4), refused: vec![(2, Receipt::Busy)] });
         assert_eq!(receive(&mut incoming, 1, 4), Err(Overtaken::Replaced), "what is left of the old one");
         assert_eq!(receive(&mut incoming, 2, 4), Ok(Received::New));
         assert_eq!(incoming.begin(&hello(2, 1, 6)), Err(Overtaken::Replaced));
         assert_eq!(incoming.begin(&hello(1, 1, 6)), Err(Overtaken::Replaced));
         // The refusal has been heard of.
-        assert_eq!(
-            incoming.begin(&hello(3, 5, 6)).unwrap().lanes[1],
-            Heard { next: Some(5), refused: vec![] }
-        );
+        assert_eq!(incoming.begin(&hello(3, 5, 6)).unwrap()[1], Heard { next: Some(5), refused: vec![] });
     }
 
     #[test]
     fn who_knows_nothing_says_so_and_goes_on_behind_what_is_in_doubt() {
         let mut incoming = Incoming::default();
         let welcome = incoming.begin(&hello(7, 3, 5)).unwrap();
-        assert_eq!(welcome.lanes[1].next, None);
+        assert_eq!(welcome[1].next, None);
         assert_eq!(receive(&mut incoming, 7, 4), Ok(Received::Again), "it must not be handled");
         assert_eq!(receive(&mut incoming, 7, 5), Ok(Received::New));
         // The sender has not heard that, and still asks for the first two.
-        assert_eq!(incoming.begin(&hello(8, 3, 6)).unwrap().lanes[1].next, None);
+        assert_eq!(incoming.begin(&hello(8, 3, 6)).unwrap()[1].next, None);
     }
 
     #[test]
@@ -239,7 +246,7 @@ mod tests {
         receive(&mut incoming, 1, 0).unwrap();
         // It counts its connections anew as well.
         let later = Hello { link: 2, ..hello(1, 0, 0) };
-        assert_eq!(incoming.begin(&later).unwrap().lanes[1], Heard { next: Some(0), refused: vec![] });
+        assert_eq!(incoming.begin(&later).unwrap()[1], Heard { next: Some(0), refused: vec![] });
         assert_eq!(receive(&mut incoming, 1, 0), Err(Overtaken::Replaced));
         assert_eq!(incoming.receive(later.place(), Lane::Ordered, 0), Ok(Received::New));
         assert_eq!(incoming.begin(&hello(9, 0, 0)), Err(Overtaken::Replaced));
@@ -251,7 +258,7 @@ mod tests {
         incoming.begin(&hello(1, 0, 0)).unwrap();
         receive(&mut incoming, 1, 0).unwrap();
         let welcome = incoming.begin(&hello(2, 4, 4)).unwrap();
-        assert_eq!(welcome.lanes[1].next, Some(4));
+        assert_eq!(welcome[1].next, Some(4));
         assert_eq!(receive(&mut incoming, 2, 4), Ok(Received::New));
     }
 
@@ -276,10 +283,9 @@ mod tests {
             incoming.ack(Lane::Ordered);
         }
         assert_eq!(incoming.tracks[1].refused.len(), MAX_REFUSED);
-        let next = |incoming: &mut Incoming, n, first| {
-            incoming.begin(&hello(n, first, 100_000)).unwrap().lanes[1].next
-        };
-        assert_eq!(next(&mut incoming, 2, 95_000), Some(100_000));
+        let next =
+            |incoming: &mut Incoming, n, first| incoming.begin(&hello(n, first, 100_000)).unwrap()[1].next;
+        assert_eq!(next(&mut incoming, 2, 100_000 - MAX_REFUSED as u64), Some(100_000));
         assert_eq!(next(&mut incoming, 3, 10), None, "nobody can say what became of the first");
     }
 }

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     accusation::Evidence,
     keyring::{Key, KeyId, Sealing},
-    link::{Carrier, Heard, Hello, Sent, Welcome},
+    link::{Carrier, Heard, Hello, Limits, Sent, Welcome},
     member::{MAX_META, MemberState, NodeId, PackedTags, Versions, check_name},
 };
 
@@ -606,8 +606,10 @@ struct WireHello<'a> {
     link: u64,
     carrier: u8,
     connection: u64,
+    welcomed: u64,
     lanes: Vec<(u64, u64)>,
     answers: u64,
+    longest_answer: u32,
 }
 
 /// The first word of a link.
@@ -619,8 +621,10 @@ pub fn encode_hello(hello: &Hello) -> Vec<u8> {
         link: hello.link,
         carrier: hello.carrier as u8,
         connection: hello.connection,
+        welcomed: hello.welcomed,
         lanes: hello.lanes.iter().map(|sent| (sent.first, sent.next)).collect(),
         answers: hello.answers,
+        longest_answer: hello.longest_answer,
     };
     append(wire, &mut out);
     out
@@ -638,14 +642,16 @@ pub fn decode_hello(bytes: &[u8]) -> Result<Hello, WireError> {
         carrier: *Carrier::ALL.get(usize::from(wire.carrier)).ok_or(WireError::Kind)?,
         link: wire.link,
         connection: wire.connection,
+        welcomed: wire.welcomed,
         lanes: wire.lanes.into_iter().map(|(first, next)| Sent { first, next }).collect(),
         answers: wire.answers,
+        longest_answer: wire.longest_answer,
     })
 }
 
 #[derive(Encode, BorrowDecode)]
 enum WireWelcome<'a> {
-    Welcome(Vec<(Option<u64>, Vec<u8>)>),
+    Welcome { lanes: Vec<(Option<u64>, Vec<u8>)>, ordered: u32, message: u32 },
     Refused { code: u8, text: &'a str },
 }
 
@@ -659,7 +665,8 @@ pub fn encode_welcome(answer: &Result<Welcome, Refusal>) -> Vec<u8> {
                 append_refused(&heard.refused, &mut refused);
                 (heard.next, refused)
             });
-            append(WireWelcome::Welcome(lanes.collect()), &mut out);
+            let Limits { ordered, message } = welcome.limits;
+            append(WireWelcome::Welcome { lanes: lanes.collect(), ordered, message }, &mut out);
         }
         Err(refusal) => {
             let (code, text) = refusal.to_wire();
@@ -675,9 +682,10 @@ pub fn encode_welcome(answer: &Result<Welcome, Refusal>) -> Vec<u8> {
 /// Why these bytes are none.
 pub fn decode_welcome(bytes: &[u8]) -> Result<Result<Welcome, Refusal>, WireError> {
     Ok(match exactly::<WireWelcome<'_>>(bytes)? {
-        WireWelcome::Welcome(lanes) => {
+        WireWelcome::Welcome { lanes, ordered, message } => {
             let heard = |(next, list): (Option<u64>, Vec<u8>)| Ok(Heard { next, refused: refused(&list)? });
-            Ok(Welcome { lanes: lanes.into_iter().map(heard).collect::<Result<_, WireError>>()? })
+            let lanes = lanes.into_iter().map(heard).collect::<Result<_, WireError>>()?;
+            Ok(Welcome { lanes, limits: Limits { ordered, message } })
         }
         WireWelcome::Refused { code, text } => Err(Refusal::from_wire(code, text)),
     })

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     accusation::Evidence,
-    link::{Carrier, Heard, Hello, Sent, Welcome},
+    link::{Carrier, Heard, Hello, Limits, Sent, Welcome},
     member::{MemberState, NodeId, PackedTags, Tags, Versions},
 };
 
@@ -144,14 +144,17 @@ fn golden_bytes_of_users_streams() {
 fn golden_bytes_of_the_first_words_of_a_link() {
     let lanes = vec![Sent { first: 1, next: 2 }, Sent { first: 3, next: 300 }];
     let (from, to) = (id("a"), id("b"));
-    let hello = Hello { from, to, link: 7, carrier: Carrier::Main, connection: 9, lanes, answers: 4 };
+    let (carrier, longest_answer) = (Carrier::Main, 70_000);
+    let hello =
+        Hello { from, to, link: 7, carrier, connection: 9, welcomed: 8, lanes, answers: 4, longest_answer };
     let bytes = codec::encode_hello(&hello);
-    assert_eq!(hex(&bytes), golden("0161RUN_0162RUN_07_00_09_020102_03fb2c01_04"));
+    assert_eq!(hex(&bytes), golden("0161RUN_0162RUN_07_00_09_08_020102_03fb2c01_04_fc70110100"));
     assert_eq!(codec::decode_hello(&bytes), Ok(hello));
     let heard = Heard { next: Some(5), refused: vec![(3, Receipt::Busy)] };
-    let welcome = Ok(Welcome { lanes: vec![Heard { next: None, refused: vec![] }, heard] });
+    let limits = Limits { ordered: 5, message: 300 };
+    let welcome = Ok(Welcome { lanes: vec![Heard { next: None, refused: vec![] }, heard], limits });
     let bytes = codec::encode_welcome(&welcome);
-    assert_eq!(hex(&bytes), "00020000010509030000000000000002");
+    assert_eq!(hex(&bytes), "00020000010509030000000000000002_05_fb2c01".replace('_', ""));
     assert_eq!(codec::decode_welcome(&bytes), Ok(welcome));
     let refused = Err(Refusal::NotMe);
     assert_eq!(hex(&codec::encode_welcome(&refused)), "010800");

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use memberlist_protocol::{
     config::Config,
-    link::{Carrier, Full, Heard, Lane, Nonsense, Outgoing, Sent, Settled},
+    link::{Carrier, Full, Hello, Lane, Limits, Nonsense, Outgoing, Settled, Welcome},
     member::NodeId,
     members::Change,
     wire::{link::How, message::Receipt},
@@ -95,8 +95,11 @@ struct State {
     /// The number of the answer that comes next.
     answers: u64,
     writers: [Writer; 2],
-    /// The number of the last connection.
+    /// The number of the last connection, and of the last one of each carrier that was welcomed.
     connection: u64,
+    welcomed: [u64; 2],
+    /// What the peer takes, as soon as it has said so.
+    limits: Option<Limits>,
     /// Whether something was settled over each connection since PeerLink has looked.
     progress: [bool; 2],
     /// Whether it has its PeerLink, and why that is to end it.
@@ -104,6 +107,40 @@ struct State {
     gone: Option<Cause>,
     ended: Option<Cause>,
     status: LinkStatus,
+}
+
+impl State {
+    /// What waits and was never sent goes as the peer takes it. Says whether the bulk connection has more to do.
+    fn heed(&mut self, limits: Limits, told: &mut Told) -> bool {
+        if self.limits.replace(limits) == Some(limits) {
+            return false;
+        }
+        let mut others = Vec::new();
+        let goes = |lane, letter: &Letter| fitting(lane, letter.bytes.len(), limits) == Ok(lane);
+        self.out.take_back(|lane, letter| !goes(lane, letter), |lane, letter| others.push((lane, letter)));
+        let mut bulk = false;
+        for (lane, letter) in others {
+            let len = letter.bytes.len();
+            let refused = match fitting(lane, len, limits) {
+                Ok(lane) => self.out.push(lane, letter, len).err().map(|(Full, letter)| letter),
+                Err(_) => Some(letter),
+            };
+            bulk |= refused.is_none();
+            let over = refused.map(|letter| letter.over(lane, Err(NotSent::Never(Cause::TooLarge))));
+            told.extend(over);
+        }
+        bulk
+    }
+}
+
+/// The lane of a message of so many bytes: its own, or bulk. Without one, the bytes that would fit.
+fn fitting(lane: Lane, len: usize, limits: Limits) -> Result<Lane, usize> {
+    let max = limits.over(Carrier::Bulk).max(limits.over(lane.carrier()));
+    match lane {
+        _ if len <= limits.over(lane.carrier()) => Ok(lane),
+        _ if len <= max => Ok(Lane::Bulk),
+        _ => Err(max),
+    }
 }
 
 /// A link to one peer.
@@ -137,6 +174,8 @@ impl Link {
             answers: 0,
             writers: Default::default(),
             connection: 0,
+            welcomed: [0; 2],
+            limits: None,
             progress: [false; 2],
             started: false,
             gone: None,
@@ -159,7 +198,21 @@ impl Link {
     }
 
     /// Queues a message.
-    pub(crate) fn send(&self, lane: Lane, letter: Letter) -> Result<(), (SendError, Letter)> {
+    pub(crate) fn send(&self, doors: &Doors, lane: Lane, letter: Letter) -> Result<(), (SendError, Letter)> {
+        let room = letter.fate.claim(letter.bytes.len());
+        if !doors.waiting.take(room) {
+            return Err((SendError::Full, letter));
+        }
+        let len = letter.bytes.len();
+        let queued = self.queue(lane, letter);
+        match &queued {
+            Ok(lane) => doors.counters.lanes[*lane as usize].queued(len),
+            Err(_) => doors.waiting.give_back(room),
+        }
+        queued.map(drop)
+    }
+
+    fn queue(&self, lane: Lane, letter: Letter) -> Result<Lane, (SendError, Letter)> {
         let mut state = self.lock();
         if let Some(cause) = state.ended {
             let error = if cause == Cause::Stopped { SendError::Stopped } else { SendError::Gone };
@@ -172,6 +225,11 @@ impl Link {
             }
         }
         let len = letter.bytes.len();
+        let lane = match state.limits.map(|limits| fitting(lane, len, limits)) {
+            Some(Err(max)) => return Err((SendError::TooLarge { len, max }, letter)),
+            Some(Ok(lane)) => lane,
+            None => lane,
+        };
         state.out.push(lane, letter, len).map_err(|(Full, letter)| (SendError::Full, letter))?;
         let writer = &mut state.writers[lane.carrier() as usize];
         let (waker, ask) = (writer.waker.take(), !writer.up && !writer.asked);
@@ -183,7 +241,7 @@ impl Link {
         if ask {
             let _ = self.inbox.insist(ToLink::Wanted(lane.carrier()));
         }
-        Ok(())
+        Ok(lane)
     }
 
     /// Whether nothing is held for that connection: nothing waits, nothing is unsettled.
@@ -241,28 +299,41 @@ impl Link {
         LinkStatus { queued, queued_bytes, ..state.status.clone() }
     }
 
-    /// What the hello of the next connection says: its number, the lanes, the answers.
-    pub(crate) fn hello(&self, carrier: Carrier) -> (u64, Vec<Sent>, u64) {
+    /// What the next connection begins with.
+    pub(crate) fn hello(&self, carrier: Carrier, from: NodeId, config: &Config) -> Hello {
         let mut state = self.lock();
         state.connection += 1;
-        (state.connection, state.out.sent(carrier), state.answers)
+        Hello {
+            from,
+            to: self.peer.clone(),
+            link: self.number,
+            carrier,
+            connection: state.connection,
+            welcomed: state.welcomed[carrier as usize],
+            lanes: state.out.sent(carrier),
+            answers: state.answers,
+            longest_answer: Limits::of(config).message,
+        }
     }
 
     /// A connection is up.
     pub(crate) fn welcomed(
         &self,
         doors: &Doors,
-        carrier: Carrier,
-        lanes: &[Heard],
+        hello: &Hello,
+        welcome: &Welcome,
         remote: SocketAddr,
         at: Instant,
     ) -> Result<(), Nonsense> {
+        let carrier = hello.carrier;
         let mut told = Told::new();
         let mut state = self.lock();
         let State { out, questions, .. } = &mut *state;
-        out.welcomed(carrier, lanes, |letter, at, settled| {
+        out.welcomed(carrier, &welcome.lanes, |letter, at, settled| {
             settle(&mut told, questions, letter, at, settled);
         })?;
+        let bulk = state.heed(welcome.limits, &mut told);
+        state.welcomed[carrier as usize] = hello.connection;
         state.writers[carrier as usize].up = true;
         // Where nothing is left to be sent again, nothing is in the way.
         state.progress[carrier as usize] |=
@@ -274,6 +345,9 @@ impl Link {
         drop(state);
         self.tell(doors, told);
         let _ = self.inbox.insist(ToLink::Up(carrier));
+        if bulk {
+            let _ = self.inbox.insist(ToLink::Wanted(Carrier::Bulk));
+        }
         if carrier == Carrier::Main {
             doors.link_event(&LinkEvent::Up { peer: self.peer.clone(), remote });
         }
@@ -437,11 +511,17 @@ impl Link {
             self.room.notify_waiters();
         }
         let mut lost: BTreeMap<(Lane, Cause), (u64, u64)> = BTreeMap::new();
+        doors.waiting.give_back(told.iter().map(|over| over.fate.claim(over.bytes)).sum());
         for Over { lane, bytes, fate, outcome } in told {
+            let counters = &doors.counters.lanes[lane as usize];
             match outcome {
-                Ok(()) => up(&doors.counters.user_messages_sent),
+                Ok(()) => {
+                    up(&doors.counters.user_messages_sent);
+                    up(&counters.delivered);
+                }
                 Err(NotSent::Never(cause) | NotSent::Unknown(cause)) => {
                     doors.counters.drop(Lost::Undelivered);
+                    up(&counters.undelivered);
                     let (count, sum) = lost.entry((lane, cause)).or_default();
                     *count += 1;
                     *sum += bytes as u64;

@@ -55,12 +55,17 @@ pub(super) trait End {
 
     /// Whether the rest is wanted of a frame that is longer than an ordered message, and has only begun to arrive.
     /// If not, it gets the beginning alone, and nothing is kept of what follows.
-    fn takes_long(&self, _: &Frame<'_>) -> Result<bool, Failure> {
+    fn takes_long(&self, _: &Frame<'_>, _len: usize) -> Result<bool, Failure> {
         Err(WireError::TooLong.into())
     }
 
     /// Says what there is to say, until `out` is full. It is asked again when `cx` is woken, or something has come.
     fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) -> Result<(), Failure>;
+
+    /// Whether it has to say something before it can handle another frame.
+    fn is_sated(&self) -> bool {
+        false
+    }
 
     /// Nothing has come for [`SILENT`], `missed` times in a row.
     fn silent(&mut self, missed: u32, out: &mut Out) -> Result<(), Failure>;
@@ -176,6 +181,12 @@ impl In {
         if len > self.max { Err(WireError::TooLong) } else { Ok(Some(len)) }
     }
 
+    /// Where the next frame begins and ends, if all of it has come.
+    fn frame(&self) -> Result<Option<(usize, usize)>, WireError> {
+        let at = self.from + LENGTH;
+        Ok(self.length()?.map(|len| (at, at + len)).filter(|(_, to)| *to <= self.to))
+    }
+
     /// Makes room to read into: as much again as has come, within bounds.
     fn make_room(&mut self) -> Result<(), WireError> {
         if self.from == self.to {
@@ -197,15 +208,15 @@ impl In {
         }
         Ok(())
     }
-}
 
-impl In {
-    /// Of a long frame that has only begun to arrive, what there is, once it can be told what it is.
-    fn begun(&self) -> Result<Option<Frame<'_>>, WireError> {
+    /// Of a long frame that has only begun to arrive, what there is, once it can be told what it is; and how long
+    /// it will be.
+    fn begun(&self) -> Result<Option<(Frame<'_>, usize)>, WireError> {
         let there = &self.buffer[self.from..self.to];
         match self.length()? {
             Some(len) if len > self.long && there.len() >= LENGTH + HEAD => {
-                read_frame(&there[LENGTH..there.len().min(LENGTH + len)]).map(Some)
+                let begun = read(&there[LENGTH..there.len().min(LENGTH + len)])?;
+                Ok(Some((begun, len)))
             }
             _ => Ok(None),
         }
@@ -243,10 +254,11 @@ pub(super) async fn run(
     poll_fn(|cx| {
         for _ in 0..TURNS {
             let mut progress = false;
-            input.make_room()?;
-            let mut buf = ReadBuf::new(&mut input.buffer[input.to..]);
-            match Pin::new(&mut *channel).poll_read(cx, &mut buf) {
-                Poll::Ready(read) => {
+            // What has come and was not handled goes first.
+            if input.frame()?.is_none() {
+                input.make_room()?;
+                let mut buf = ReadBuf::new(&mut input.buffer[input.to..]);
+                if let Poll::Ready(read) = Pin::new(&mut *channel).poll_read(cx, &mut buf) {
                     read?;
                     let len = buf.filled().len();
                     if len == 0 {
@@ -259,21 +271,20 @@ pub(super) async fn run(
                     input.fill(len);
                     ring.counters.stream_bytes_received.fetch_add(len as u64, Relaxed);
                     (progress, heard) = (true, true);
-                    while let Some(len) = input.length()?
-                        && input.to - input.from >= LENGTH + len
-                    {
-                        let at = input.from + LENGTH;
-                        end.frame(read_frame(&input.buffer[at..at + len])?)?;
-                        input.from = at + len;
-                    }
-                    if let Some(frame) = input.begun()?
-                        && !end.takes_long(&frame)?
-                    {
-                        end.frame(frame)?;
-                        input.skip()?;
-                    }
                 }
-                Poll::Pending => {}
+            }
+            while !end.is_sated()
+                && let Some((at, to)) = input.frame()?
+            {
+                end.frame(read(&input.buffer[at..to])?)?;
+                input.from = to;
+                progress = true;
+            }
+            if let Some((frame, len)) = input.begun()?
+                && !end.takes_long(&frame, len)?
+            {
+                end.frame(frame)?;
+                input.skip()?;
             }
             if poll_silence(silence.as_mut(), &mut heard, cx) {
                 missed += 1;
@@ -281,8 +292,10 @@ pub(super) async fn run(
             } else if progress {
                 missed = 0;
             }
+            let sated = end.is_sated();
             if !out.is_full() {
                 end.fill(&mut out, cx)?;
+                progress |= sated && !end.is_sated();
             }
             if !out.is_empty() {
                 match out.poll_write(channel, cx)? {
@@ -305,10 +318,6 @@ pub(super) async fn run(
         Poll::Pending
     })
     .await
-}
-
-fn read_frame(bytes: &[u8]) -> Result<Frame<'_>, WireError> {
-    read(bytes)
 }
 
 /// Whether a silence has ended, which begins anew each time that something is heard.

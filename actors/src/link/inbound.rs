@@ -12,7 +12,9 @@ use std::{
 
 use bytes::Bytes;
 use memberlist_protocol::{
-    link::{Ack, Carrier, Heard, Hello, Incoming, Lane, Outgoing, Overtaken, Place, Received, Welcome},
+    link::{
+        Ack, Carrier, Heard, Hello, Incoming, Lane, Limits, Outgoing, Overtaken, Place, Received, Welcome,
+    },
     member::{MemberState, NodeId},
     wire::{
         WireError, codec,
@@ -197,13 +199,14 @@ async fn admit(
     let proven = sealed || addr.ip() == from.ip();
     let inbound = ring.inbounds.of(ring, hello.from.clone(), proven).ok_or(Refusal::Crowded)?;
     let before = inbound.incoming.borrow().link();
-    let welcome = inbound.incoming.borrow_mut().begin(hello).map_err(|_| Refusal::Overtaken)?;
+    let lanes = inbound.incoming.borrow_mut().begin(hello).map_err(|_| Refusal::Overtaken)?;
     inbound.taken_over.notify_waiters();
+    let welcome = Welcome { lanes, limits: Limits::of(&ring.config) };
     if before != hello.link {
         *inbound.answers.borrow_mut() = AnswerBox::new(ring);
     }
     if hello.carrier == Carrier::Main {
-        inbound.answers.borrow().begin(hello.answers).map_err(|()| Refusal::Overtaken)?;
+        inbound.answers.borrow().begin(hello).map_err(|()| Refusal::Overtaken)?;
     }
     let from = if proven { Sender::Member(hello.from.clone()) } else { Sender::Address(from) };
     // From here on it is kept, although the welcome is not written yet.
@@ -248,17 +251,23 @@ impl Inbound {
         what: frames::What<'_>,
         bytes: Bytes,
     ) -> Receipt {
-        let (kind, answer) = match what {
-            frames::What::Tell(kind) => (kind, None),
-            frames::What::Ask(kind, _) => {
-                (kind, Some(Answer::new(self.answers.borrow().clone(), number << 2 | u64::from(lane.byte()))))
+        let (kind, answer, until) = match what {
+            frames::What::Tell(kind) => (kind, None, None),
+            frames::What::Ask(kind, within) => {
+                let question = number << 2 | u64::from(lane.byte());
+                let answer = Answer::new(self.answers.borrow().clone(), question);
+                (kind, Some(answer), now().checked_add(Duration::from_millis(within.into())))
             }
             frames::What::Broadcast => {
                 ring.counters.drop(Lost::Undecodable);
                 return Receipt::Undecodable;
             }
         };
-        ring.routes.deliver(ring, Arrived { from: &seat.from, kind, bytes, reliable: true, answer })
+        let len = bytes.len();
+        let arrived = Arrived { from: &seat.from, kind, bytes, reliable: true, answer, until };
+        let receipt = ring.routes.deliver(ring, arrived);
+        ring.counters.lanes[lane as usize].received(len, receipt);
+        receipt
     }
 }
 
@@ -320,6 +329,11 @@ impl End for Listener<'_> {
         Ok(())
     }
 
+    fn is_sated(&self) -> bool {
+        let incoming = self.inbound.incoming.borrow();
+        Carrier::Main.lanes().iter().any(|lane| incoming.is_sated(*lane))
+    }
+
     fn silent(&mut self, missed: u32, _: &mut Out) -> Result<(), Failure> {
         let idle = self.inbound.answers.borrow().is_empty();
         let crowded = self.ring.inbounds.crowded.get();
@@ -347,6 +361,8 @@ struct Answering {
     out: Outgoing<Given>,
     waker: Option<Waker>,
     fresh: bool,
+    /// Most bytes of an answer that the asker takes.
+    longest: usize,
 }
 
 struct Given {
@@ -359,16 +375,19 @@ struct Given {
 impl AnswerBox {
     fn new(ring: &Shared) -> Arc<Self> {
         let out = Outgoing::new(ring.config.peer_queue_depth, ring.config.peer_queue_bytes);
-        Arc::new(Self(Mutex::new(Answering { out, waker: None, fresh: true }), ring.doors.clone()))
+        let answering = Answering { out, waker: None, fresh: true, longest: usize::MAX };
+        Arc::new(Self(Mutex::new(answering), ring.doors.clone()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Answering> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection begins; the asker has all answers below `next`.
-    fn begin(&self, next: u64) -> Result<(), ()> {
+    /// A connection begins; the hello says which answers the asker has, and how long one may be.
+    fn begin(&self, hello: &Hello) -> Result<(), ()> {
         let mut now = self.lock();
+        let next = hello.answers;
+        now.longest = now.longest.min(hello.longest_answer as usize);
         if std::mem::take(&mut now.fresh) {
             now.out.begin_at(Lane::Ordered, next);
         }
@@ -402,9 +421,10 @@ impl Answers for AnswerBox {
     fn answer(&self, question: u64, answered: Answered) {
         let (how, bytes) = answered.split();
         let lane = Lane::of((question & 3) as u8).unwrap_or(Lane::Ordered);
+        let mut now = self.lock();
+        let (how, bytes) = if bytes.len() <= now.longest { (how, bytes) } else { unfit(&bytes, now.longest) };
         let given = Given { lane, question: question >> 2, how, bytes };
         let len = given.bytes.len();
-        let mut now = self.lock();
         if let Err((_, given)) = now.out.push(Lane::Ordered, given, len) {
             // Whoever asks for more than it reads learns that there was an answer, as long as that has room.
             self.1.counters.drop(Lost::AnswerLost);
@@ -417,4 +437,10 @@ impl Answers for AnswerBox {
             waker.wake();
         }
     }
+}
+
+/// Instead of an answer that the asker does not take.
+fn unfit(bytes: &Bytes, max: usize) -> (How, Bytes) {
+    let why = format!("the reply has {} bytes; the asker takes {max}", bytes.len());
+    (How::Unfit, Bytes::from(why))
 }

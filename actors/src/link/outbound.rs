@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use memberlist_protocol::{
-    link::{Carrier, Hello, Lane},
+    link::{Carrier, Lane},
     wire::{
         codec,
         frame::StreamKind,
@@ -38,6 +38,7 @@ const MAX_WELCOME: usize = 256 * 1024;
 
 /// Tells PeerLink how a connection has ended, however that comes.
 struct Ending {
+    ring: Shared,
     link: Arc<Link>,
     carrier: Carrier,
     up: Option<Instant>,
@@ -47,13 +48,16 @@ struct Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         self.link.down(self.carrier);
+        if self.up.is_some() {
+            up(&self.ring.counters.links_down);
+        }
         let _ = self.link.inbox.insist(ToLink::Ended { carrier: self.carrier, up: self.up });
     }
 }
 
 /// One connection, from the dial to its end.
 pub(super) async fn run(ring: Shared, link: Arc<Link>, carrier: Carrier) {
-    let mut ending = Ending { link: link.clone(), carrier, up: None, remote: None };
+    let mut ending = Ending { ring: ring.clone(), link: link.clone(), carrier, up: None, remote: None };
     let Err(failure) = connected(&ring, &link, &mut ending).await else { return };
     count(&ring, &failure);
     if let Failure::Refused(why) = &failure {
@@ -81,21 +85,21 @@ async fn connected(ring: &Shared, link: &Arc<Link>, ending: &mut Ending) -> Resu
     if link.is_ended() {
         return Ok(());
     }
-    let (connection, lanes, answers) = link.hello(carrier);
-    let (from, to) = (ring.view.borrow().local().id.clone(), link.peer.clone());
-    let hello = Hello { from, to, link: link.number, carrier, connection, lanes, answers };
+    let from = ring.view.borrow().local().id.clone();
+    let hello = link.hello(carrier, from, &ring.config);
     line.write(&[&codec::encode_hello(&hello)]).await?;
     let welcome = codec::decode_welcome(&line.answer(MAX_WELCOME).await?)?;
     drop(turn);
     let welcome = welcome.map_err(Failure::Refused)?;
     let at = now();
-    link.welcomed(ring, carrier, &welcome.lanes, member.addr, at).map_err(|_| nonsense())?;
+    link.welcomed(ring, &hello, &welcome, member.addr, at).map_err(|_| nonsense())?;
     ending.up = Some(at);
     up(&ring.counters.links_up);
     match carrier {
         Carrier::Main => {
-            let max = ring.config.max_message_size + frames::MAX_AROUND;
-            let mut speaker = Speaker::new(ring, link, member.addr, answers);
+            // An answer, or an ack of as many refusals as are kept.
+            let max = ring.config.max_message_size.max(MAX_WELCOME) + frames::MAX_AROUND;
+            let mut speaker = Speaker::new(ring, link, member.addr, hello.answers);
             duplex::run(ring, line.channel(), &mut speaker, max).await
         }
         Carrier::Bulk => wide::send(&mut line, link).await,
@@ -154,8 +158,9 @@ impl End for Speaker<'_> {
         }
     }
 
-    fn takes_long(&self, frame: &Frame<'_>) -> Result<bool, Failure> {
+    fn takes_long(&self, frame: &Frame<'_>, len: usize) -> Result<bool, Failure> {
         match frame {
+            Frame::Ack { .. } if len <= MAX_WELCOME => Ok(true),
             Frame::Answer { lane, question, .. } => Ok(self.link.awaits((*lane, *question))),
             _ => Err(memberlist_protocol::wire::WireError::TooLong.into()),
         }

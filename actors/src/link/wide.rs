@@ -83,7 +83,12 @@ pub(super) async fn serve(
         let payload = bytes.slice_ref(payload);
         if inbound.receive(seat, lane, number)? == Received::New {
             let receipt = match what {
-                frames::What::Broadcast => broadcast(ring, payload, from).await?,
+                frames::What::Broadcast => {
+                    let len = payload.len();
+                    let receipt = broadcast(ring, payload, from).await?;
+                    ring.counters.lanes[lane as usize].received(len, receipt);
+                    receipt
+                }
                 _ => inbound.deliver(ring, seat, lane, number, what, payload),
             };
             // It may have been overtaken meanwhile: the later connection brings the message again, and a broadcast is

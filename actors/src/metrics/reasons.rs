@@ -53,6 +53,8 @@ pub(crate) enum Lost {
     Panicked,
     /// Messages and events that a handler took with it when it stopped.
     HandlerGone,
+    /// A peer's question whose time was over before its handler was free.
+    Expired,
     /// A message of a user over a stream that has not got through, or of which that is not known.
     Undelivered,
     /// A user's bytes that were for another node.
@@ -90,7 +92,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 39] = [
+    pub(crate) const ALL: [(Self, &'static str); 40] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -113,6 +115,7 @@ impl Lost {
         (Self::SubscriberLagged, "subscriber_lagged"),
         (Self::Panicked, "panicked"),
         (Self::HandlerGone, "handler_gone"),
+        (Self::Expired, "expired"),
         (Self::Undelivered, "undelivered"),
         (Self::NotForUs, "not_for_us"),
         (Self::NobodyThere, "nobody_there"),
@@ -161,6 +164,7 @@ impl Lost {
             | Self::HandlerBusy
             | Self::Undecodable
             | Self::HandlerGone
+            | Self::Expired
             | Self::SubscriberLagged
             | Self::AnswerLost
             | Self::AnswerUnheard

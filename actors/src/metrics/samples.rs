@@ -69,6 +69,16 @@ pub const TABLE: &[Described] = &[
     described("memberlist_streams_dialled", C, "", &[], "streams dialled for any purpose"),
     described("memberlist_links_up", C, "", &[], "connections of links that have come up"),
     described("memberlist_links_open", G, "", &[], "connections of links that peers have opened"),
+    described("memberlist_links_down", C, "", &[], "connections of links that have ended"),
+    described("memberlist_links", G, "", &[], "peers with a link"),
+    described("memberlist_links_queued_bytes", G, "bytes", &[], "bytes of users that wait for peers"),
+    described("memberlist_lane_queued", C, "", &["lane"], "messages taken to be sent over links"),
+    described("memberlist_lane_queued_bytes", C, "bytes", &["lane"], "their bytes"),
+    described("memberlist_lane_delivered", C, "", &["lane"], "messages over links that peers have taken"),
+    described("memberlist_lane_undelivered", C, "", &["lane"], "messages over links that may not have got through"),
+    described("memberlist_lane_received", C, "", &["lane"], "messages that have come over links"),
+    described("memberlist_lane_received_bytes", C, "bytes", &["lane"], "their bytes"),
+    described("memberlist_lane_refused", C, "", &["lane"], "messages over links that no handler has taken"),
     described("memberlist_streams_open", G, "", &[], "streams open"),
     described("memberlist_packets_sent", C, "", &[], "datagrams sent"),
     described("memberlist_packets_received", C, "", &[], "datagrams received"),
@@ -181,6 +191,19 @@ impl Metrics {
         all.counter("memberlist_streams_dialled", self.streams_dialled);
         all.counter("memberlist_links_up", self.links_up);
         all.gauge("memberlist_links_open", self.links_open);
+        all.counter("memberlist_links_down", self.links_down);
+        all.gauge("memberlist_links", self.links);
+        all.gauge("memberlist_links_queued_bytes", self.links_queued_bytes);
+        for (lane, of) in &self.lanes {
+            let mut put = |name, value| all.put(name, &[("lane", *lane)], Value::Counter(value));
+            put("memberlist_lane_queued", of.queued);
+            put("memberlist_lane_queued_bytes", of.queued_bytes);
+            put("memberlist_lane_delivered", of.delivered);
+            put("memberlist_lane_undelivered", of.undelivered);
+            put("memberlist_lane_received", of.received);
+            put("memberlist_lane_received_bytes", of.received_bytes);
+            put("memberlist_lane_refused", of.refused);
+        }
         all.gauge("memberlist_streams_open", self.streams_open);
         all.counter("memberlist_packets_sent", self.packets_sent);
         all.counter("memberlist_packets_received", self.packets_received);

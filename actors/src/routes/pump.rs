@@ -79,8 +79,15 @@ impl<T: Handled> Future for Pump<T> {
         });
         // One round in each turn: what is woken meanwhile wakes this task again.
         while let Some(room) = self.room()
-            && let Some(Item { msg, len, answer }) = self.queue.take(room)
+            && let Some(item) = self.queue.take(room)
         {
+            if item.is_late() {
+                self.doors.counters.drop(Lost::Expired);
+                // A message's `Drop` is the user's.
+                let _ = catch(|| drop(item));
+                continue;
+            }
+            let Item { msg, len, answer, .. } = item;
             self.bytes += len;
             let request = self.queue.to.send(msg);
             if let Some((request, result)) = self.window.push(request, Request { len, answer }) {

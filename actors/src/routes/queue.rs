@@ -5,12 +5,13 @@ use std::{
     collections::VecDeque,
     rc::Rc,
     task::{Context, Waker},
+    time::Instant,
 };
 
 use actix::{Message, Recipient};
 use serde::Serialize;
 
-use crate::{answers::Answer, supervisor::catch};
+use crate::{answers::Answer, ring::now, supervisor::catch};
 
 /// Messages that wait for one handler.
 const DEPTH: usize = 1024;
@@ -29,6 +30,15 @@ pub(super) struct Item<T> {
     /// Encoded.
     pub(super) len: usize,
     pub(super) answer: Option<Answer>,
+    /// Until when somebody waits for the result.
+    pub(super) until: Option<Instant>,
+}
+
+impl<T> Item<T> {
+    /// Whether nobody waits for its result any more.
+    pub(super) fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| until <= now())
+    }
 }
 
 struct Waiting<T> {

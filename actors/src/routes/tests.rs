@@ -100,7 +100,7 @@ fn peer() -> Sender {
 
 fn deliver_from<M: PeerMessage>(ring: &Shared, from: &Sender, msg: &M, answer: Option<Answer>) -> Receipt {
     let bytes = encoded(msg);
-    ring.routes.deliver(ring, Arrived { from, kind: M::KIND, bytes, reliable: true, answer })
+    ring.routes.deliver(ring, Arrived { from, kind: M::KIND, bytes, reliable: true, answer, until: None })
 }
 
 fn tell<M: PeerMessage>(ring: &Shared, msg: &M) -> Receipt {
@@ -389,6 +389,28 @@ fn an_answer_that_takes_long_holds_no_other_back() {
 }
 
 #[test]
+fn a_question_whose_time_is_over_before_its_turn_is_not_heard() {
+    simulate(async {
+        let (ring, said) = (ring().await, Arc::<Said>::default());
+        let heard = slow(&ring, 1, Duration::from_secs(10));
+        let ask = |n: u32, within: Option<u64>| {
+            let until = within.map(|within| crate::ring::now() + Duration::from_secs(within));
+            let (bytes, answer) = (encoded(&Number(n)), Some(Answer::new(said.clone(), n.into())));
+            let arrived = Arrived { from: &peer(), kind: Number::KIND, bytes, reliable: true, answer, until };
+            assert_eq!(ring.routes.deliver(&ring, arrived), Receipt::Taken);
+        };
+        // One is handled, and 64 are in the mailbox: the next ones wait in the queue.
+        (0..65).for_each(|n| ask(n, None));
+        settle().await;
+        ask(65, Some(5));
+        ask(66, Some(5000));
+        sleep(Duration::from_secs(2000)).await;
+        assert_eq!(seen(&heard), (0..65).chain([66]).collect::<Vec<_>>());
+        assert_eq!(dropped(&ring, "expired"), 1);
+    });
+}
+
+#[test]
 fn what_nobody_serves_or_nobody_can_read_is_refused_and_counted_and_the_receipt_is_all_that_is_said() {
     simulate(async {
         let (ring, said) = (ring().await, Arc::<Said>::default());
@@ -397,13 +419,23 @@ fn what_nobody_serves_or_nobody_can_read_is_refused_and_counted_and_the_receipt_
         let give = |bytes: &'static [u8]| {
             let (bytes, answer) = (Bytes::from_static(bytes), Some(Answer::new(said.clone(), 2)));
             let from = &peer();
-            ring.routes.deliver(&ring, Arrived { from, kind: Number::KIND, bytes, reliable: true, answer })
+            ring.routes.deliver(
+                &ring,
+                Arrived { from, kind: Number::KIND, bytes, reliable: true, answer, until: None },
+            )
         };
         assert_eq!([give(b""), give(b"\x01\x02"), give(b"\xfb")], [Receipt::Undecodable; 3]);
         let from = &peer();
         for kind in ["", "number/2", "numbe"] {
             let answer = Some(Answer::new(said.clone(), 3));
-            let arrived = Arrived { from, kind, bytes: Bytes::from_static(b"\x05"), reliable: false, answer };
+            let arrived = Arrived {
+                from,
+                kind,
+                bytes: Bytes::from_static(b"\x05"),
+                reliable: false,
+                answer,
+                until: None,
+            };
             assert_eq!(ring.routes.deliver(&ring, arrived), Receipt::NoHandler, "{kind:?}");
         }
         assert_eq!((dropped(&ring, "undecodable"), dropped(&ring, "no_handler")), (3, 4));
@@ -625,7 +657,7 @@ fn cost_of_a_message_from_its_bytes_to_its_handler() {
                 for _ in 0..batch {
                     let bytes = bytes.clone();
                     let arrived =
-                        Arrived { from: &from, kind: Blob::KIND, bytes, reliable: true, answer: None };
+                        Arrived { from: &from, kind: Blob::KIND, bytes, reliable: true, answer: None, until: None };
                     assert_eq!(ring.routes.deliver(&ring, arrived), Receipt::Taken);
                 }
                 delivering += began.elapsed();

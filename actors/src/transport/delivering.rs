@@ -167,7 +167,8 @@ impl Transport {
         let (untyped, typed) = self.senders(&message.from, addr);
         for (kind, bytes) in message.parts.parts() {
             let from = if kind.is_empty() { &untyped } else { &typed };
-            ring.routes.deliver(ring, Arrived { from, kind, bytes, reliable: false, answer: None });
+            ring.routes
+                .deliver(ring, Arrived { from, kind, bytes, reliable: false, answer: None, until: None });
         }
     }
 
