@@ -143,7 +143,7 @@ pub(crate) async fn serve(
         Carrier::Main => {
             let max = ring.config.max_ordered_size + MAX_AROUND;
             let mut listener = Listener { ring, inbound: &opened.0, seat: &seat, pong: None, unsaid: false };
-            duplex::run(ring, line.channel(), &mut listener, max).await
+            duplex::run(&ring.counters, line.channel(), &mut listener, max).await
         }
         Carrier::Bulk => wide::serve(ring, permit, line, &opened.0, &seat, from).await,
     }
