@@ -13,8 +13,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    future::Future,
-    io,
+    io::{self, Read, Write},
     net::TcpListener,
     rc::Rc,
     sync::{
@@ -147,9 +146,9 @@ fn stuff(peer: &Peer, len: usize, most: usize) -> usize {
     (0..most).take_while(|_| peer.send(&large).is_ok()).count()
 }
 
-/// No probes, no exchanges: who does not answer stays a member.
+/// No probes: who does not answer stays a member.
 fn unwatched() -> Config {
-    Config { probe_interval: Duration::ZERO, push_pull_interval: Duration::ZERO, ..Config::lan() }
+    Config { probe_interval: Duration::ZERO, push_pull_interval: Duration::from_secs(5), ..Config::lan() }
 }
 
 #[test]
@@ -318,22 +317,37 @@ async fn loopback(n: usize) -> Vec<Cluster> {
     nodes
 }
 
-/// The medians over rounds of what `round` measures, without trouble and with it, in turns.
-async fn in_turns<F: Future<Output = Vec<Duration>>>(
+/// The medians over rounds of what `round` measures under each of these, in turns.
+async fn in_turns<const N: usize>(
     rounds: usize,
-    round: impl Fn(bool) -> F,
-) -> [Duration; 2] {
-    let mut all = [Vec::new(), Vec::new()];
+    under: [Trouble; N],
+    round: impl AsyncFn(Trouble) -> Vec<Duration>,
+) -> [Duration; N] {
+    let mut all = [const { Vec::new() }; N];
     // The first of each warms up.
-    for n in 0..2 * rounds + 2 {
-        let mut times = round(n % 2 == 1).await;
-        if n >= 2 {
-            all[n % 2].push(p99(&mut times));
+    for n in 0..=rounds {
+        for (trouble, all) in under.iter().zip(&mut all) {
+            let mut times = round(*trouble).await;
+            if n > 0 {
+                all.push(p99(&mut times));
+            }
         }
     }
-    println!("p99 of the rounds, calm: {:?}", all[0]);
-    println!("p99 of the rounds, with trouble: {:?}", all[1]);
+    for (trouble, all) in under.iter().zip(&all) {
+        println!("{trouble:?}: {all:?}");
+    }
     all.map(|mut times| median(&mut times))
+}
+
+/// What may be in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    None,
+    /// Peers that do not take what they are sent.
+    Peers,
+    /// As many bytes as an upload has, over a connection of two threads that are no nodes'.
+    BareTcp,
+    Upload,
 }
 
 #[actix::test]
@@ -349,10 +363,10 @@ async fn over_sockets_a_dead_and_a_stalled_peer_cost_forty_eight_others_nothing_
     let good = [peer(&nodes[0], &nodes[49]), peer(&nodes[0], &nodes[50])];
     let others: Vec<_> = nodes[1..49].iter().map(|node| peer(&nodes[0], node)).collect();
     let rounds = if cfg!(debug_assertions) { 2 } else { 15 };
-    let [calm, trouble] = in_turns(rounds, async |trouble| {
+    let [calm, trouble] = in_turns(rounds, [Trouble::None, Trouble::Peers], async |trouble| {
         let mut times = Vec::new();
         for _ in 0..if cfg!(debug_assertions) { 3 } else { 30 } {
-            for peer in if trouble { &bad } else { &good } {
+            for peer in if trouble == Trouble::Peers { &bad } else { &good } {
                 stuff(peer, 10_000, 20);
             }
             times.extend(join_all(others.iter().map(acknowledged)).await);
@@ -409,15 +423,23 @@ async fn half_a_gib_that_is_uploaded_does_not_double_the_time_of_small_messages(
         over.store(true, Relaxed);
         read.expect("in time").unwrap()
     };
+    let bare = Bare::new();
     let measuring = async {
-        let medians = in_turns(rounds as usize, async |trouble| {
+        let under = [Trouble::None, Trouble::BareTcp, Trouble::Upload];
+        let medians = in_turns(rounds as usize, under, async |trouble| {
             let mut times = Vec::new();
             let until = *allowed.borrow() + part;
-            if trouble {
-                allowed.send_replace(until);
+            match trouble {
+                Trouble::Upload => drop(allowed.send_replace(until)),
+                Trouble::BareTcp => bare.pass(part),
+                _ => {}
             }
-            let going = || trouble && sent.load(Relaxed) < until.min(all) && !over.load(Relaxed);
-            while times.len() < 300 || going() {
+            let going = |asked: usize| match trouble {
+                Trouble::Upload => sent.load(Relaxed) < until.min(all) && !over.load(Relaxed),
+                Trouble::BareTcp => bare.is_busy(),
+                _ => asked < 300,
+            };
+            while going(times.len()) {
                 times.push(acknowledged(&to).await);
             }
             times
@@ -426,11 +448,52 @@ async fn half_a_gib_that_is_uploaded_does_not_double_the_time_of_small_messages(
         allowed.send_replace(u64::MAX);
         medians
     };
-    let (read, [calm, trouble]) = tokio::join!(uploading, measuring);
-    println!("{calm:?}, beside an upload {trouble:?}");
+    let (read, [calm, bare, trouble]) = tokio::join!(uploading, measuring);
+    println!("{calm:?}, beside a bare connection {bare:?}, beside an upload {trouble:?}");
     assert!(read >= all, "{read} bytes have arrived");
     for node in nodes {
         node.shutdown().await;
     }
-    assert!(cfg!(debug_assertions) || trouble < calm * 2, "{calm:?}, {trouble:?}");
+    assert!(cfg!(debug_assertions) || trouble < calm.max(bare) * 2, "{calm:?}, {bare:?}, {trouble:?}");
+}
+
+/// Two threads and a connection between them.
+struct Bare {
+    order: std::sync::mpsc::Sender<u64>,
+    left: Arc<AtomicU64>,
+}
+
+impl Bare {
+    fn new() -> Self {
+        let (order, orders) = std::sync::mpsc::channel::<u64>();
+        let left = Arc::new(AtomicU64::new(0));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut writer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut reader, _) = listener.accept().unwrap();
+        std::thread::spawn(move || {
+            let piece = vec![5; 64 << 10];
+            for bytes in orders {
+                for _ in 0..bytes / piece.len() as u64 {
+                    writer.write_all(&piece).unwrap();
+                }
+            }
+        });
+        let counted = left.clone();
+        std::thread::spawn(move || {
+            let mut some = vec![0; 64 << 10];
+            while let Ok(read @ 1..) = reader.read(&mut some) {
+                counted.fetch_sub(read as u64, Relaxed);
+            }
+        });
+        Self { order, left }
+    }
+
+    fn pass(&self, bytes: u64) {
+        self.left.fetch_add(bytes, Relaxed);
+        self.order.send(bytes).unwrap();
+    }
+
+    fn is_busy(&self) -> bool {
+        self.left.load(Relaxed) > 0
+    }
 }

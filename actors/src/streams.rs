@@ -138,6 +138,10 @@ const MAX_DRAINED: u64 = 1 << 20;
 /// Bytes that a stranger has to have sent before it is told why it is refused: no answer is longer.
 const ANSWERED: usize = OTHER_WIRE.len();
 
+/// Bytes of a long frame that are read or written at once, before all else that the node has to do has its turn: a few
+/// microseconds.
+const HOLD: usize = 64 * 1024;
+
 /// The length of a frame that goes in compressed blocks has this bit.
 const PACKED: u32 = 1 << 31;
 
@@ -277,7 +281,12 @@ impl<'a> Line<'a> {
             Self::within(limit, async {
                 channel.write_all(&head).await?;
                 for part in body {
-                    channel.write_all(part).await?;
+                    for some in part.chunks(HOLD) {
+                        channel.write_all(some).await?;
+                        if part.len() > HOLD {
+                            yield_now().await;
+                        }
+                    }
                 }
                 channel.flush().await
             })
@@ -474,10 +483,13 @@ impl<'a> Line<'a> {
             if body.capacity() == body.len() {
                 self.reserve(body, left, deadline).await?;
             }
-            let mut rest = (&mut self.channel).take(left as u64);
+            let mut rest = (&mut self.channel).take(left.min(HOLD) as u64);
             let read = timeout_at(deadline, rest.read_buf(body)).await;
             if read.map_err(|_| Failure::Timeout)?? == 0 {
                 return Err(WireError::Truncated.into());
+            }
+            if body.len() < len && len > HOLD {
+                yield_now().await;
             }
         }
         Ok(len)

@@ -28,7 +28,7 @@ use memberlist_protocol::{
         message::{Address, MAX_KIND, Receipt},
     },
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::yield_now};
 
 use crate::{
     answers::{self, Answered},
@@ -179,6 +179,8 @@ async fn brought(
         if written.is_err() || matches!(piece, Piece::End) {
             break;
         }
+        // A body without end takes its turns beside all else that the node has to do.
+        yield_now().await;
     }
     let answer = loop {
         // A handler may take its time; the peer says now and then that it is there.
@@ -237,6 +239,7 @@ pub(crate) async fn serve(
             break;
         }
         room.send(Piece::Bytes(piece));
+        yield_now().await;
     }
     drop(pieces);
     loop {

@@ -15,14 +15,14 @@ use std::{
 use bytes::Bytes;
 use memberlist_protocol::wire::{
     WireError,
-    link::{Frame, LENGTH, MAX_AROUND, read},
+    link::{Frame, LENGTH, read},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
 
-use crate::{network::channel::Channel, ring::Shared, streams::Failure};
+use crate::{metrics::Counters, network::channel::Channel, streams::Failure};
 
 /// Bytes that are read at once, at most.
 const READ: usize = 256 * 1024;
@@ -53,7 +53,12 @@ pub(super) trait End {
     /// Handles a frame.
     fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure>;
 
-    /// Whether the rest is wanted of a frame that is longer than an ordered message, and has only begun to arrive.
+    /// Bytes of a frame that it takes whatever that is.
+    fn usual(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Whether the rest is wanted of a frame that is longer than that, and has only begun to arrive.
     /// If not, it gets the beginning alone, and nothing is kept of what follows.
     fn takes_long(&self, _: &Frame<'_>, _len: usize) -> Result<bool, Failure> {
         Err(WireError::TooLong.into())
@@ -241,12 +246,12 @@ impl In {
 
 /// Keeps a connection going until it breaks, says something that it must not, or its end has had enough.
 pub(super) async fn run(
-    ring: &Shared,
+    counters: &Counters,
     channel: &mut Channel,
     end: &mut impl End,
     max: usize,
 ) -> Result<(), Failure> {
-    let long = ring.config.max_ordered_size + MAX_AROUND;
+    let long = end.usual().min(max);
     let mut input = In { buffer: vec![0; FIRST_READ], from: 0, to: 0, unwanted: 0, max, long };
     let mut out = Out::default();
     let mut silence = std::pin::pin!(sleep_until(Instant::now() + SILENT));
@@ -269,7 +274,7 @@ pub(super) async fn run(
                         });
                     }
                     input.fill(len);
-                    ring.counters.stream_bytes_received.fetch_add(len as u64, Relaxed);
+                    counters.stream_bytes_received.fetch_add(len as u64, Relaxed);
                     (progress, heard) = (true, true);
                 }
             }
@@ -300,7 +305,7 @@ pub(super) async fn run(
             if !out.is_empty() {
                 match out.poll_write(channel, cx)? {
                     Poll::Ready(written) => {
-                        ring.counters.stream_bytes_sent.fetch_add(written as u64, Relaxed);
+                        counters.stream_bytes_sent.fetch_add(written as u64, Relaxed);
                         progress = true;
                     }
                     Poll::Pending => {}
@@ -329,4 +334,58 @@ fn poll_silence(mut sleep: Pin<&mut Sleep>, heard: &mut bool, cx: &mut Context<'
     // It is armed again for whoever is heard now and then: no timer is moved with each packet.
     let _ = sleep.as_mut().poll(cx);
     !std::mem::take(heard)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// Handles three frames before it has to say so.
+    #[derive(Default)]
+    struct Three {
+        handled: u64,
+        unsaid: u64,
+        said: Vec<u64>,
+    }
+
+    impl End for Three {
+        fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure> {
+            assert_eq!(frame, Frame::Ping(self.handled));
+            assert!(self.unsaid < 3);
+            (self.handled, self.unsaid) = (self.handled + 1, self.unsaid + 1);
+            Ok(())
+        }
+
+        fn fill(&mut self, out: &mut Out, _: &mut Context<'_>) -> Result<(), Failure> {
+            if self.unsaid > 0 {
+                self.said.push(std::mem::take(&mut self.unsaid));
+                out.push(&Frame::Pong(self.handled), &Bytes::new());
+            }
+            Ok(())
+        }
+
+        fn is_sated(&self) -> bool {
+            self.unsaid == 3
+        }
+
+        fn silent(&mut self, _: u32, _: &mut Out) -> Result<(), Failure> {
+            panic!("it has things to do")
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_to_say_something_first_gets_no_more_and_then_the_rest_of_what_has_come() {
+        let (mut there, here) = tokio::io::duplex(64 * 1024);
+        let mut all = Vec::new();
+        for token in 0..1000 {
+            memberlist_protocol::wire::link::begin(&Frame::Ping(token), 0, &mut all);
+        }
+        there.write_all(&all).await.unwrap();
+        there.shutdown().await.unwrap();
+        let (mut channel, mut end) = (Channel::new(Box::new(here)), Three::default());
+        run(&Counters::default(), &mut channel, &mut end, 100).await.unwrap();
+        assert_eq!((end.handled, end.said.iter().max()), (1000, Some(&3)), "{:?}", end.said);
+    }
 }

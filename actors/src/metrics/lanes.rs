@@ -48,7 +48,8 @@ impl Lane {
     }
 }
 
-/// What has gone by one lane of all links. Everything queued was delivered or undelivered, or waits.
+/// What has gone by one lane of all links. Everything queued was delivered or undelivered, or waits; what a peer turns
+/// out to take by the bulk lane alone is counted as queued where it was, and as delivered there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LaneMetrics {
