@@ -43,7 +43,27 @@ enum Fate {
     Ended(Settled),
 }
 
+/// A rule that is left out, to see that its loss is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// What comes again is handled again.
+    Repetition,
+    /// What comes behind a gap is handled.
+    Gap,
+    /// What comes over a connection that was overtaken is handled.
+    Takeover,
+    /// What was sent over a connection is forgotten with it.
+    Orphans,
+    /// What the receiver does not have is not sent again.
+    Resume,
+    /// A receiver that has forgotten does not say so.
+    Oblivion,
+    /// Refusals are not told.
+    Refusals,
+}
+
 struct Sim {
+    fault: Option<Fault>,
     rng: Xoshiro256PlusPlus,
     out: Outgoing<u32>,
     link: u64,
@@ -68,10 +88,11 @@ struct Sim {
 type Verdict = Result<(), String>;
 
 impl Sim {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, fault: Option<Fault>) -> Self {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let out = Outgoing::new(rng.random_range(3..40), 1000);
         Self {
+            fault,
             rng,
             out,
             link: 1,
@@ -128,6 +149,9 @@ impl Sim {
     /// The sender's side of a connection ends. Of what is on its way a part still arrives, or all of it.
     fn leave(&mut self, carrier: Carrier) {
         let Some(used) = self.used[carrier as usize].take() else { return };
+        if self.fault == Some(Fault::Orphans) {
+            self.out.give_up(carrier, |_, _, _| ());
+        }
         let at = Place { link: self.link, carrier, connection: used };
         if let Some(connection) = self.connections.iter_mut().find(|c| c.place == at) {
             connection.left = true;
@@ -179,8 +203,8 @@ impl Sim {
                 (connection.begun, connection.shut) = (true, answer.is_err());
                 connection.back.push_back(Back::Answer(answer));
             }
-            There::Message(lane, number, id) => match self.incoming.receive(connection.place, lane, number) {
-                Err(_) => connection.shut = true,
+            There::Message(lane, number, id) => match self.receive(at, lane, number) {
+                Err(_) => self.connections[at].shut = true,
                 Ok(Received::Again) => {}
                 Ok(Received::New) => {
                     let busy = self.rng.random_range(0..10) < self.busy;
@@ -191,6 +215,16 @@ impl Sim {
             },
         }
         Ok(())
+    }
+
+    fn receive(&self, at: usize, lane: Lane, number: u64) -> Result<Received, Overtaken> {
+        let received = self.incoming.receive(self.connections[at].place, lane, number);
+        match (self.fault, received) {
+            (Some(Fault::Repetition), Ok(Received::Again))
+            | (Some(Fault::Gap), Err(Overtaken::Gap))
+            | (Some(Fault::Takeover), Err(Overtaken::Replaced)) => Ok(Received::New),
+            (_, received) => received,
+        }
     }
 
     fn take(&mut self, id: u32, receipt: Receipt) -> Verdict {
@@ -232,12 +266,22 @@ impl Sim {
             verdict = std::mem::replace(&mut verdict, Ok(())).and(said);
         };
         let ended = match item {
-            Back::Answer(Ok(lanes)) => {
+            Back::Answer(Ok(mut lanes)) => {
+                for (heard, sent) in lanes.iter_mut().zip(self.out.sent(carrier)) {
+                    match self.fault {
+                        Some(Fault::Resume) => heard.next = heard.next.map(|_| sent.next),
+                        Some(Fault::Oblivion) => heard.next = heard.next.or(Some(sent.first)),
+                        _ => {}
+                    }
+                }
                 connection.welcomed = true;
                 self.welcomed[carrier as usize] = connection.place.connection;
                 self.out.welcomed(carrier, &lanes, &mut tell).is_err()
             }
             Back::Answer(Err(_)) => true,
+            Back::Ack(ack) if self.fault == Some(Fault::Refusals) => {
+                self.out.acked(ack.lane, ack.next, &[], &mut tell).is_err()
+            }
             Back::Ack(ack) => self.out.acked(ack.lane, ack.next, &ack.refused, &mut tell).is_err(),
         };
         if ended {
@@ -351,8 +395,8 @@ impl Sim {
     }
 }
 
-fn run(seed: u64) -> (Sim, Verdict) {
-    let mut sim = Sim::new(seed);
+fn run(seed: u64, fault: Option<Fault>) -> (Sim, Verdict) {
+    let mut sim = Sim::new(seed, fault);
     let steps = sim.rng.random_range(20..600);
     let verdict = (0..steps).try_for_each(|_| sim.step()).and_then(|()| sim.finish());
     (sim, verdict)
@@ -362,7 +406,7 @@ fn run(seed: u64) -> (Sim, Verdict) {
 fn whatever_connections_do_each_message_comes_at_most_once_in_order_and_its_fate_is_true() {
     let mut fates = BTreeMap::<String, usize>::new();
     for seed in 0..SEEDS {
-        let (sim, verdict) = run(seed);
+        let (sim, verdict) = run(seed, None);
         assert_eq!(verdict, Ok(()), "seed {seed}");
         for fate in sim.told.values() {
             *fates.entry(format!("{fate:?}")).or_default() += 1;
@@ -371,4 +415,21 @@ fn whatever_connections_do_each_message_comes_at_most_once_in_order_and_its_fate
     // Many get through, and each fate comes up.
     assert_eq!(fates.len(), 6, "{fates:?}");
     assert!(fates["Told(Receipt(Taken))"] > fates.values().sum::<usize>() / 3, "{fates:?}");
+}
+
+#[test]
+fn without_any_one_of_its_rules_it_does_not_hold() {
+    for fault in [
+        Fault::Repetition,
+        Fault::Gap,
+        Fault::Takeover,
+        Fault::Orphans,
+        Fault::Resume,
+        Fault::Oblivion,
+        Fault::Refusals,
+    ] {
+        let noticed = (0..500).filter(|seed| run(*seed, Some(fault)).1.is_err()).count();
+        assert!(noticed > 0, "nobody notices that it is not heeded: {fault:?}");
+        println!("{fault:?} is noticed in {noticed} of 500 runs");
+    }
 }
