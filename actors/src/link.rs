@@ -175,9 +175,9 @@ impl PeerLink {
             let mut kept = self.kept.borrow_mut();
             let way = &mut kept.carriers[carrier as usize];
             if way.lost.is_some_and(|since| now.saturating_duration_since(since) >= window) {
-                way.lost = None;
-                if !self.link.has_progressed(carrier) {
-                    self.link.give_up(&self.ring, carrier);
+                // Over a connection that is up it may still get through; if not, that one ends.
+                if self.link.has_progressed(carrier) || self.link.give_up(&self.ring, carrier) {
+                    way.lost = None;
                 }
             }
             let wanted = self.link.is_wanted(carrier);
@@ -198,7 +198,8 @@ impl PeerLink {
         let due = kept.carriers.iter().zip(Carrier::ALL).filter_map(|(way, carrier)| {
             let waits = !self.link.is_running(carrier) && !self.link.is_idle(carrier);
             let dial = way.redial.due().filter(|_| waits);
-            let end = way.lost.map(|since| since + self.ring.config.link_window);
+            let end = way.lost.filter(|_| !self.link.is_up(carrier));
+            let end = end.map(|since| since + self.ring.config.link_window);
             [dial, end].into_iter().flatten().min()
         });
         self.alarm.set(if self.link.is_ended() { Some(now()) } else { due.min() });

@@ -60,6 +60,7 @@ pub(crate) struct Counters {
     pub(crate) bytes_received: AtomicU64,
     pub(crate) streams_dialled: AtomicU64,
     pub(crate) links_up: AtomicU64,
+    pub(crate) links_open: AtomicU64,
     pub(crate) links_down: AtomicU64,
     pub(crate) streams_accepted: AtomicU64,
     pub(crate) stream_bytes_sent: AtomicU64,
@@ -150,6 +151,7 @@ impl Counters {
             bytes_received: self.bytes_received.load(Relaxed),
             streams_dialled: self.streams_dialled.load(Relaxed),
             links_up: self.links_up.load(Relaxed),
+            links_open: self.links_open.load(Relaxed),
             links_down: self.links_down.load(Relaxed),
             lanes: lanes::NAMES.into_iter().zip(self.lanes.each_ref().map(lanes::Lane::read)).collect(),
             links: 0,
@@ -258,6 +260,8 @@ pub struct Metrics {
     pub streams_dialled: u64,
     /// Connections of links that have come up.
     pub links_up: u64,
+    /// Connections of links that peers have opened to this node, and that are open now.
+    pub links_open: u64,
     /// Those of them that have ended.
     pub links_down: u64,
     /// Peers that this node has a link to.

@@ -9,6 +9,9 @@ use crate::wire::message::Receipt;
 /// what was sent up to there is in doubt if the connection breaks.
 const MAX_REFUSED: usize = if cfg!(test) { 8 } else { 8192 };
 
+/// No link gets as far as this: what begins above it lies, and would leave no number for what comes next.
+const LAST: u64 = 1 << 60;
+
 /// What a number says of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
@@ -72,24 +75,32 @@ impl Incoming {
     /// # Errors
     /// [`Overtaken::Replaced`] if a later one is there already; [`Overtaken::Gap`] if the sender contradicts itself.
     pub fn begin(&mut self, hello: &Hello) -> Result<Vec<Heard>, Overtaken> {
-        match hello.link.cmp(&self.link) {
+        let known = match hello.link.cmp(&self.link) {
             Ordering::Less => return Err(Overtaken::Replaced),
-            Ordering::Equal => {}
-            Ordering::Greater => *self = Self { link: hello.link, ..Self::default() },
-        }
-        let known = self.connections[hello.carrier as usize];
+            Ordering::Equal => self.connections[hello.carrier as usize],
+            Ordering::Greater => None,
+        };
         if known.is_some_and(|known| known >= hello.connection) {
             return Err(Overtaken::Replaced);
         }
         let lanes = hello.carrier.lanes();
         let fits = |(lane, sent): (&Lane, &Sent)| {
-            sent.first <= sent.next && (known.is_none() || self.tracks[*lane as usize].next <= sent.next)
+            sent.first <= sent.next
+                && sent.next <= LAST
+                && (known.is_none() || self.tracks[*lane as usize].next <= sent.next)
         };
-        if hello.lanes.len() != lanes.len() || !lanes.iter().zip(&hello.lanes).all(fits) {
+        if hello.answers > LAST
+            || hello.lanes.len() != lanes.len()
+            || !lanes.iter().zip(&hello.lanes).all(fits)
+        {
             return Err(Overtaken::Gap);
         }
         // One that came too late, to an end that had forgotten all before it, says nothing of what that was.
         let remembers = known.is_some_and(|known| known >= hello.welcomed);
+        // A hello that is refused changes nothing.
+        if hello.link > self.link {
+            *self = Self { link: hello.link, ..Self::default() };
+        }
         self.connections[hello.carrier as usize] = Some(hello.connection);
         let heard = |(lane, sent): (&Lane, &Sent)| {
             let track = &mut self.tracks[*lane as usize];

@@ -91,6 +91,12 @@ impl<T> Outgoing<T> {
         carrier.lanes().iter().all(|lane| self.tracks[*lane as usize].waiting.is_empty())
     }
 
+    /// Whether a message of that number was ever sent.
+    pub fn was_sent(&self, lane: Lane, number: u64) -> bool {
+        let track = &self.tracks[lane as usize];
+        number < track.first + track.sent as u64
+    }
+
     /// Whether there is something that has not gone over the present connection.
     pub fn has_next(&self, carrier: Carrier) -> bool {
         carrier.lanes().iter().any(|lane| {

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use super::{
     WireError,
     bundle::Bundle,
+    depth::Bounded,
     frame::MAX_LABEL,
     link::{append_refused, refused},
     message::{
@@ -448,13 +449,15 @@ pub fn encode_payload(value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), S
 }
 
 /// Reads a user's value, which has to be all of `bytes`. It may claim 16 times the memory that it has bytes, and
-/// 64 KiB in any case: what its lists only say that they hold is not reserved.
+/// 64 KiB in any case, and as many elements: what its lists only say that they hold is not reserved. It may nest 128
+/// values within each other.
 ///
 /// # Errors
 /// [`WireError::Malformed`].
 pub fn decode_payload<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     fn limited<T: DeserializeOwned, const CLAIM: usize>(bytes: &[u8]) -> Result<(T, usize), DecodeError> {
-        bincode::serde::decode_from_slice(bytes, config::standard().with_limit::<CLAIM>())
+        let read = bincode::serde::decode_from_slice(bytes, config::standard().with_limit::<CLAIM>());
+        read.map(|(Bounded::<T, CLAIM>(value), used)| (value, used))
     }
     const KIB: usize = 1024;
     let read = match bytes.len() * 16 {

@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod codec;
 pub mod compress;
+mod depth;
 pub mod frame;
 pub mod guard;
 pub mod link;

@@ -250,6 +250,15 @@ impl Link {
         state.out.is_empty(carrier) && (carrier == Carrier::Bulk || state.questions.is_empty())
     }
 
+    /// Whether every message that goes over it is settled.
+    pub(crate) fn is_settled(&self, carrier: Carrier) -> bool {
+        self.lock().out.is_empty(carrier)
+    }
+
+    pub(crate) fn is_up(&self, carrier: Carrier) -> bool {
+        self.lock().writers[carrier as usize].up
+    }
+
     /// Whether something is held for that connection. If not, whoever sends something next has to ask for one.
     pub(crate) fn is_wanted(&self, carrier: Carrier) -> bool {
         let mut state = self.lock();
@@ -402,40 +411,43 @@ impl Link {
         }
     }
 
-    /// The peer has said what it has taken.
+    /// The peer has said what it has taken. Says whether that was anything.
     pub(crate) fn acked(
         &self,
         doors: &Doors,
         lane: Lane,
         next: u64,
         refused: &[(u64, Receipt)],
-    ) -> Result<(), Nonsense> {
+    ) -> Result<bool, Nonsense> {
         let mut told = Told::new();
         let mut state = self.lock();
         let State { out, questions, .. } = &mut *state;
         out.acked(lane, next, refused, |letter, at, settled| {
             settle(&mut told, questions, letter, at, settled);
         })?;
-        state.progress[lane.carrier() as usize] |= !told.is_empty();
+        let settled = !told.is_empty();
+        state.progress[lane.carrier() as usize] |= settled;
         count(&mut state.status, &told);
         drop(state);
         self.tell(doors, told);
-        Ok(())
+        Ok(settled)
     }
 
     /// An answer has arrived. Says which one comes next.
     pub(crate) fn answered(
         &self,
+        doors: &Doors,
         number: u64,
         question: (Lane, u64),
         how: How,
         payload: &[u8],
     ) -> Result<u64, Nonsense> {
         let mut state = self.lock();
-        if number > state.answers {
+        if number > state.answers || !state.out.was_sent(question.0, question.1) {
             return Err(Nonsense);
         }
         if number < state.answers {
+            doors.counters.drop(Lost::AnswerUnheard);
             return Ok(state.answers);
         }
         state.answers += 1;
@@ -444,8 +456,15 @@ impl Link {
         if let Some(reply) = reply {
             let answer = answers::told(how, Bytes::copy_from_slice(payload));
             let _ = reply.send(answer);
+        } else {
+            doors.counters.drop(Lost::AnswerUnheard);
         }
         Ok(next)
+    }
+
+    /// Whether somebody waits for the answer to that question.
+    pub(crate) fn awaits(&self, question: (Lane, u64)) -> bool {
+        self.lock().questions.contains_key(&question)
     }
 
     pub(crate) fn measured(&self, rtt: Duration) {
@@ -469,13 +488,14 @@ impl Link {
         self.tell(doors, told);
     }
 
-    /// There has been no connection for too long: nothing that waits for it will get through.
-    pub(crate) fn give_up(&self, doors: &Doors, carrier: Carrier) {
+    /// There has been no connection for too long: nothing that waits for it will get through. Says whether there is
+    /// none just now.
+    pub(crate) fn give_up(&self, doors: &Doors, carrier: Carrier) -> bool {
         let mut told = Told::new();
         let mut state = self.lock();
         let State { out, questions, writers, .. } = &mut *state;
         if writers[carrier as usize].up {
-            return;
+            return false;
         }
         writers[carrier as usize].asked = false;
         out.give_up(carrier, |letter, at, settled| {
@@ -494,6 +514,7 @@ impl Link {
         count(&mut state.status, &told);
         drop(state);
         self.tell(doors, told);
+        true
     }
 
     /// Tells whoever sent them what has become of messages.

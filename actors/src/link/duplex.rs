@@ -53,6 +53,12 @@ pub(super) trait End {
     /// Handles a frame.
     fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure>;
 
+    /// Whether the rest is wanted of a frame that is longer than an ordered message, and has only begun to arrive.
+    /// If not, it gets the beginning alone, and nothing is kept of what follows.
+    fn takes_long(&self, _: &Frame<'_>, _len: usize) -> Result<bool, Failure> {
+        Err(WireError::TooLong.into())
+    }
+
     /// Says what there is to say, until `out` is full. It is asked again when `cx` is woken, or something has come.
     fn fill(&mut self, out: &mut Out, cx: &mut Context<'_>) -> Result<(), Failure>;
 
@@ -157,9 +163,15 @@ struct In {
     /// Where what is not handled begins and ends.
     from: usize,
     to: usize,
-    /// Longest frame.
+    /// Bytes of a frame that nobody wants, which are still to come.
+    unwanted: usize,
+    /// Longest frame, and the longest that is taken whatever it is.
     max: usize,
+    long: usize,
 }
+
+/// Bytes by which any frame can be told from others: those of an answer, which has most.
+const HEAD: usize = 1 + 8 + 1 + 8 + 1;
 
 impl In {
     /// The length of the frame that comes next, if it is known.
@@ -179,6 +191,11 @@ impl In {
     fn make_room(&mut self) -> Result<(), WireError> {
         if self.from == self.to {
             (self.from, self.to) = (0, 0);
+            // What a long frame took is not kept for the next one.
+            let usual = READ.max(LENGTH + self.long);
+            if self.buffer.len() > usual {
+                self.buffer = vec![0; usual];
+            }
         }
         let wanted = self.length()?.map_or(0, |len| LENGTH + len);
         if self.to == self.buffer.len() || self.from > 0 && self.from + wanted > self.buffer.len() {
@@ -191,16 +208,47 @@ impl In {
         }
         Ok(())
     }
+
+    /// Of a long frame that has only begun to arrive, what there is, once it can be told what it is; and how long
+    /// it will be.
+    fn begun(&self) -> Result<Option<(Frame<'_>, usize)>, WireError> {
+        let there = &self.buffer[self.from..self.to];
+        match self.length()? {
+            Some(len) if len > self.long && there.len() >= LENGTH + HEAD => {
+                let begun = read(&there[LENGTH..there.len().min(LENGTH + len)])?;
+                Ok(Some((begun, len)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Lets the frame go that comes next, however much of it has come.
+    fn skip(&mut self) -> Result<(), WireError> {
+        let (len, there) = (self.length()?.map_or(0, |len| LENGTH + len), self.to - self.from);
+        self.from += len.min(there);
+        self.unwanted = len.saturating_sub(there);
+        Ok(())
+    }
+
+    /// So many bytes have come.
+    fn fill(&mut self, len: usize) {
+        self.to += len;
+        let unwanted = self.unwanted.min(self.to - self.from);
+        self.from += unwanted;
+        self.unwanted -= unwanted;
+    }
 }
 
-/// Keeps a connection going until it breaks, says something that it must not, or its end has had enough.
+/// Keeps a connection going until it breaks, says something that it must not, or its end has had enough. Frames have at
+/// most `max` bytes, and those above `long` its end is asked about.
 pub(super) async fn run(
     counters: &Counters,
     channel: &mut Channel,
     end: &mut impl End,
+    long: usize,
     max: usize,
 ) -> Result<(), Failure> {
-    let mut input = In { buffer: vec![0; FIRST_READ], from: 0, to: 0, max };
+    let mut input = In { buffer: vec![0; FIRST_READ], from: 0, to: 0, unwanted: 0, max, long };
     let mut out = Out::default();
     let mut silence = std::pin::pin!(sleep_until(Instant::now() + SILENT));
     let (mut missed, mut heard) = (0, false);
@@ -215,13 +263,13 @@ pub(super) async fn run(
                     read?;
                     let len = buf.filled().len();
                     if len == 0 {
-                        return Poll::Ready(if input.from == input.to {
+                        return Poll::Ready(if input.from == input.to && input.unwanted == 0 {
                             Ok(())
                         } else {
                             Err(WireError::Truncated.into())
                         });
                     }
-                    input.to += len;
+                    input.fill(len);
                     counters.stream_bytes_received.fetch_add(len as u64, Relaxed);
                     (progress, heard) = (true, true);
                 }
@@ -232,6 +280,12 @@ pub(super) async fn run(
                 end.frame(read(&input.buffer[at..to])?)?;
                 input.from = to;
                 progress = true;
+            }
+            if let Some((frame, len)) = input.begun()?
+                && !end.takes_long(&frame, len)?
+            {
+                end.frame(frame)?;
+                input.skip()?;
             }
             if poll_silence(silence.as_mut(), &mut heard, cx) {
                 missed += 1;
@@ -327,7 +381,7 @@ mod tests {
         there.write_all(&all).await.unwrap();
         there.shutdown().await.unwrap();
         let (mut channel, mut end) = (Channel::new(Box::new(here)), Three::default());
-        run(&Counters::default(), &mut channel, &mut end, 100).await.unwrap();
+        run(&Counters::default(), &mut channel, &mut end, 100, 100).await.unwrap();
         assert_eq!((end.handled, end.said.iter().max()), (1000, Some(&3)), "{:?}", end.said);
     }
 }

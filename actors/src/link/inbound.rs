@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     rc::Rc,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     task::{Context, Waker},
     time::{Duration, Instant},
 };
@@ -23,7 +23,7 @@ use memberlist_protocol::{
         state::Refusal,
     },
 };
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 
 use super::{
     LinkEvent,
@@ -34,7 +34,8 @@ use super::{
 use crate::{
     answers::{Answer, Answered, Answers},
     events::Sender,
-    ring::{Shared, now},
+    metrics::{Lost, up},
+    ring::{Doors, Shared, now},
     routes::Arrived,
     streams::{Failure, Line, Permit},
 };
@@ -52,6 +53,8 @@ const MAX_INBOUND: usize = 8192;
 pub(super) struct Inbound {
     incoming: RefCell<Incoming>,
     answers: RefCell<Arc<AnswerBox>>,
+    /// Told when a connection has taken the place of another one.
+    taken_over: Notify,
     /// Connections that are open, and when the last one was closed.
     open: Cell<usize>,
     closed: Cell<Option<Instant>>,
@@ -88,6 +91,7 @@ impl Inbounds {
             Rc::new(Inbound {
                 incoming: RefCell::default(),
                 answers: RefCell::new(AnswerBox::new(ring)),
+                taken_over: Notify::new(),
                 open: Cell::default(),
                 closed: Cell::default(),
             })
@@ -97,19 +101,21 @@ impl Inbounds {
 }
 
 /// Counts a connection for as long as it is open.
-struct Opened(Rc<Inbound>);
+struct Opened(Rc<Inbound>, Arc<Doors>);
 
 impl Opened {
-    fn new(inbound: Rc<Inbound>) -> Self {
+    fn new(inbound: Rc<Inbound>, doors: Arc<Doors>) -> Self {
         inbound.open.set(inbound.open.get() + 1);
         inbound.closed.set(None);
-        Self(inbound)
+        up(&doors.counters.links_open);
+        Self(inbound, doors)
     }
 }
 
 impl Drop for Opened {
     fn drop(&mut self) {
         self.0.open.set(self.0.open.get() - 1);
+        self.1.counters.links_open.fetch_sub(1, Relaxed);
         if self.0.open.get() == 0 {
             self.0.closed.set(Some(now()));
         }
@@ -139,13 +145,22 @@ pub(crate) async fn serve(
             return Ok(());
         }
     };
-    match seat.at.carrier {
-        Carrier::Main => {
-            let max = ring.config.max_ordered_size + MAX_AROUND;
-            let mut listener = Listener { ring, inbound: &opened.0, seat: &seat, pong: None, unsaid: false };
-            duplex::run(&ring.counters, line.channel(), &mut listener, max).await
+    let inbound = &*opened.0;
+    let served = async {
+        match seat.at.carrier {
+            Carrier::Main => {
+                let max = ring.config.max_ordered_size + MAX_AROUND;
+                let mut listener = Listener { ring, inbound, seat: &seat, pong: None, unsaid: false };
+                duplex::run(&ring.counters, line.channel(), &mut listener, max, max).await
+            }
+            Carrier::Bulk => wide::serve(ring, permit, line, inbound, &seat, from).await,
         }
-        Carrier::Bulk => wide::serve(ring, permit, line, &opened.0, &seat, from).await,
+    };
+    tokio::select! {
+        biased;
+        // It gives its room back at once: else who dials again and again would hold all of it.
+        () = inbound.overtaken(&seat) => Err(Failure::Unserved),
+        served = served => served,
     }
 }
 
@@ -158,6 +173,10 @@ async fn admit(
 ) -> Result<(Opened, Seat, Welcome), Refusal> {
     if ring.view.borrow().local().id != hello.to {
         return Err(Refusal::NotMe);
+    }
+    // Nobody has a link to itself.
+    if hello.from == hello.to {
+        return Err(Refusal::Stranger);
     }
     let state = |ring: &Shared| {
         let view = ring.view.borrow();
@@ -181,6 +200,7 @@ async fn admit(
     let inbound = ring.inbounds.of(ring, hello.from.clone(), proven).ok_or(Refusal::Crowded)?;
     let before = inbound.incoming.borrow().link();
     let lanes = inbound.incoming.borrow_mut().begin(hello).map_err(|_| Refusal::Overtaken)?;
+    inbound.taken_over.notify_waiters();
     let welcome = Welcome { lanes, limits: Limits::of(&ring.config) };
     if before != hello.link {
         *inbound.answers.borrow_mut() = AnswerBox::new(ring);
@@ -190,7 +210,7 @@ async fn admit(
     }
     let from = if proven { Sender::Member(hello.from.clone()) } else { Sender::Address(from) };
     // From here on it is kept, although the welcome is not written yet.
-    Ok((Opened::new(inbound), Seat { at: hello.place(), from }, welcome))
+    Ok((Opened::new(inbound, ring.doors.clone()), Seat { at: hello.place(), from }, welcome))
 }
 
 impl Inbound {
@@ -200,6 +220,17 @@ impl Inbound {
             Overtaken::Replaced => Failure::Unserved,
             Overtaken::Gap => WireError::Replayed.into(),
         })
+    }
+
+    /// Waits until a later connection has taken the place of this one.
+    async fn overtaken(&self, seat: &Seat) {
+        loop {
+            let taken_over = self.taken_over.notified();
+            if !self.incoming.borrow().is_current(seat.at) {
+                return;
+            }
+            taken_over.await;
+        }
     }
 
     pub(super) fn settle(&self, lane: Lane, receipt: Receipt) {
@@ -227,7 +258,10 @@ impl Inbound {
                 let answer = Answer::new(self.answers.borrow().clone(), question);
                 (kind, Some(answer), now().checked_add(Duration::from_millis(within.into())))
             }
-            frames::What::Broadcast => return Receipt::Undecodable,
+            frames::What::Broadcast => {
+                ring.counters.drop(Lost::Undecodable);
+                return Receipt::Undecodable;
+            }
         };
         let len = bytes.len();
         let arrived = Arrived { from: &seat.from, kind, bytes, reliable: true, answer, until };
@@ -255,6 +289,9 @@ impl End for Listener<'_> {
                     let bytes = Bytes::copy_from_slice(payload);
                     let receipt = self.inbound.deliver(self.ring, self.seat, lane, number, what, bytes);
                     self.inbound.settle(lane, receipt);
+                } else {
+                    // What has come is not sent again once the welcome has said so.
+                    self.ring.counters.drop(WireError::Replayed);
                 }
                 self.unsaid = true;
                 Ok(())
@@ -301,7 +338,10 @@ impl End for Listener<'_> {
         let idle = self.inbound.answers.borrow().is_empty();
         let crowded = self.ring.inbounds.crowded.get();
         let wanted = crowded.is_some_and(|at| now().saturating_duration_since(at) <= SILENT);
-        if missed > MISSED || idle && wanted {
+        if missed > MISSED {
+            return Err(Failure::Timeout);
+        }
+        if idle && wanted {
             return Err(Failure::Unserved);
         }
         Ok(())
@@ -315,7 +355,7 @@ impl Listener<'_> {
 }
 
 /// Answers on their way back to one node.
-struct AnswerBox(Mutex<Answering>);
+struct AnswerBox(Mutex<Answering>, Arc<Doors>);
 
 struct Answering {
     out: Outgoing<Given>,
@@ -335,7 +375,8 @@ struct Given {
 impl AnswerBox {
     fn new(ring: &Shared) -> Arc<Self> {
         let out = Outgoing::new(ring.config.peer_queue_depth, ring.config.peer_queue_bytes);
-        Arc::new(Self(Mutex::new(Answering { out, waker: None, fresh: true, longest: usize::MAX })))
+        let answering = Answering { out, waker: None, fresh: true, longest: usize::MAX };
+        Arc::new(Self(Mutex::new(answering), ring.doors.clone()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Answering> {
@@ -384,8 +425,12 @@ impl Answers for AnswerBox {
         let (how, bytes) = if bytes.len() <= now.longest { (how, bytes) } else { unfit(&bytes, now.longest) };
         let given = Given { lane, question: question >> 2, how, bytes };
         let len = given.bytes.len();
-        // Whoever asks more than it takes answers gets none for the rest.
-        let _ = now.out.push(Lane::Ordered, given, len);
+        if let Err((_, given)) = now.out.push(Lane::Ordered, given, len) {
+            // Whoever asks for more than it reads learns that there was an answer, as long as that has room.
+            self.1.counters.drop(Lost::AnswerLost);
+            let why = Bytes::from_static(b"too many bytes of answers wait to be read");
+            let _ = now.out.push(Lane::Ordered, Given { how: How::Unfit, bytes: why, ..given }, 0);
+        }
         let waker = now.waker.take();
         drop(now);
         if let Some(waker) = waker {

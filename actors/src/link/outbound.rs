@@ -21,7 +21,7 @@ use memberlist_protocol::{
 use super::{
     LinkEvent,
     cell::{Link, What},
-    duplex::{self, End, MISSED, Out},
+    duplex::{self, End, MISSED, Out, SILENT},
     wide,
 };
 use crate::{
@@ -99,8 +99,9 @@ async fn connected(ring: &Shared, link: &Arc<Link>, ending: &mut Ending) -> Resu
         Carrier::Main => {
             // An answer, or an ack of as many refusals as are kept.
             let max = ring.config.max_message_size.max(MAX_WELCOME) + frames::MAX_AROUND;
+            let long = ring.config.max_ordered_size + frames::MAX_AROUND;
             let mut speaker = Speaker::new(ring, link, member.addr, hello.answers);
-            duplex::run(&ring.counters, line.channel(), &mut speaker, max).await
+            duplex::run(&ring.counters, line.channel(), &mut speaker, long, max).await
         }
         Carrier::Bulk => wide::send(&mut line, link).await,
     }
@@ -120,13 +121,16 @@ struct Speaker<'a> {
     answers: (u64, u64),
     asked: Option<(u64, Instant)>,
     pinged: bool,
+    /// When the peer has settled something, or nothing was to be settled.
+    settled: Instant,
     /// Since when nothing has been under way.
     idle: Option<Instant>,
 }
 
 impl<'a> Speaker<'a> {
     fn new(ring: &'a Shared, link: &'a Link, addr: SocketAddr, answers: u64) -> Self {
-        Self { ring, link, addr, answers: (answers, answers), asked: None, pinged: false, idle: None }
+        let (asked, pinged, settled, idle) = (None, false, now(), None);
+        Self { ring, link, addr, answers: (answers, answers), asked, pinged, settled, idle }
     }
 }
 
@@ -135,26 +139,44 @@ const IDLE: Duration = Duration::from_secs(60);
 
 impl End for Speaker<'_> {
     fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure> {
+        let at = now();
         match frame {
             Frame::Ack { lane, next, refused } if lane.carrier() == Carrier::Main => {
                 let refused = frames::refused(refused)?;
-                self.link.acked(self.ring, lane, next, &refused).map_err(|_| nonsense())
+                if self.link.acked(self.ring, lane, next, &refused).map_err(|_| nonsense())? {
+                    self.settled = at;
+                }
             }
             Frame::Answer { number, lane, question, how, payload } => {
-                let next = self.link.answered(number, (lane, question), how, payload);
+                let next = self.link.answered(self.ring, number, (lane, question), how, payload);
                 self.answers.0 = next.map_err(|_| nonsense())?;
-                Ok(())
             }
             Frame::Pong(token) => {
-                if let Some((asked, at)) = self.asked.take()
+                if let Some((asked, since)) = self.asked.take()
                     && asked == token
                 {
-                    self.link.measured(now().saturating_duration_since(at));
+                    self.link.measured(at.saturating_duration_since(since));
                 }
-                Ok(())
             }
-            Frame::Bye(code) => Err(Failure::Refused(Refusal::of_code(code))),
-            _ => Err(memberlist_protocol::wire::WireError::Kind.into()),
+            Frame::Bye(code) => return Err(Failure::Refused(Refusal::of_code(code))),
+            _ => return Err(memberlist_protocol::wire::WireError::Kind.into()),
+        }
+        let stalled = self.ring.config.link_window.max(SILENT * MISSED);
+        if at.saturating_duration_since(self.settled) >= stalled {
+            // It is not silent; but whatever it says, it takes nothing.
+            if !self.link.is_settled(Carrier::Main) {
+                return Err(Failure::Timeout);
+            }
+            self.settled = at;
+        }
+        Ok(())
+    }
+
+    fn takes_long(&self, frame: &Frame<'_>, len: usize) -> Result<bool, Failure> {
+        match frame {
+            Frame::Ack { .. } if len <= MAX_WELCOME => Ok(true),
+            Frame::Answer { lane, question, .. } => Ok(self.link.awaits((*lane, *question))),
+            _ => Err(memberlist_protocol::wire::WireError::TooLong.into()),
         }
     }
 
@@ -183,6 +205,9 @@ impl End for Speaker<'_> {
     fn silent(&mut self, missed: u32, out: &mut Out) -> Result<(), Failure> {
         let at = now();
         self.link.purge(self.ring, at);
+        if self.link.is_settled(Carrier::Main) {
+            self.settled = at;
+        }
         if missed >= MISSED {
             return Err(Failure::Timeout);
         }

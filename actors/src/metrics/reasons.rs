@@ -39,6 +39,10 @@ pub(crate) enum Lost {
     HandlerBusy,
     /// A user's message that is none of the type that its handler wants.
     Undecodable,
+    /// An answer to a peer's question for which there was no room.
+    AnswerLost,
+    /// An answer of a peer for which nobody waits.
+    AnswerUnheard,
     /// An answered probe that a subscriber had no room for.
     PingUnheard,
     /// An event of a link that a subscriber had no room for.
@@ -88,7 +92,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 38] = [
+    pub(crate) const ALL: [(Self, &'static str); 40] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -104,6 +108,8 @@ impl Lost {
         (Self::NoHandler, "no_handler"),
         (Self::HandlerBusy, "handler_busy"),
         (Self::Undecodable, "undecodable"),
+        (Self::AnswerLost, "answer_lost"),
+        (Self::AnswerUnheard, "answer_unheard"),
         (Self::PingUnheard, "ping_unheard"),
         (Self::LinkUnheard, "link_unheard"),
         (Self::SubscriberLagged, "subscriber_lagged"),
@@ -160,6 +166,8 @@ impl Lost {
             | Self::HandlerGone
             | Self::Expired
             | Self::SubscriberLagged
+            | Self::AnswerLost
+            | Self::AnswerUnheard
             | Self::PingUnheard
             | Self::LinkUnheard
             | Self::NotForUs

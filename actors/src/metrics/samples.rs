@@ -68,6 +68,7 @@ pub const TABLE: &[Described] = &[
     described("memberlist_tcp_received", C, "bytes", &[], "bytes received on streams"),
     described("memberlist_streams_dialled", C, "", &[], "streams dialled for any purpose"),
     described("memberlist_links_up", C, "", &[], "connections of links that have come up"),
+    described("memberlist_links_open", G, "", &[], "connections of links that peers have opened"),
     described("memberlist_links_down", C, "", &[], "connections of links that have ended"),
     described("memberlist_links", G, "", &[], "peers with a link"),
     described("memberlist_links_queued_bytes", G, "bytes", &[], "bytes of users that wait for peers"),
@@ -189,6 +190,7 @@ impl Metrics {
         all.counter("memberlist_tcp_received", self.stream_bytes_received);
         all.counter("memberlist_streams_dialled", self.streams_dialled);
         all.counter("memberlist_links_up", self.links_up);
+        all.gauge("memberlist_links_open", self.links_open);
         all.counter("memberlist_links_down", self.links_down);
         all.gauge("memberlist_links", self.links);
         all.gauge("memberlist_links_queued_bytes", self.links_queued_bytes);

@@ -186,10 +186,13 @@ impl AsyncWrite for Channel {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What was sealed before has to leave first: who flushes after each write would gather records here without
+        // end when the other side does not read.
+        ready!(self.poll_out(cx))?;
         if !self.plain.is_empty() {
             self.seal_plain()?;
+            ready!(self.poll_out(cx))?;
         }
-        ready!(self.poll_out(cx))?;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
@@ -242,6 +245,23 @@ mod tests {
             read.unwrap();
             assert!(got == expected, "{} bytes with room for {room}", got.len());
         }
+    }
+
+    #[tokio::test]
+    async fn to_somebody_who_does_not_read_it_takes_two_records_and_no_more() {
+        let (mut a, mut b) = ends(1000);
+        let (mut taken, piece) = (0, [7; 100]);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..10_000 {
+            if let Poll::Ready(len) = Pin::new(&mut a).poll_write(&mut cx, &piece) {
+                taken += len.unwrap();
+            }
+            let _ = Pin::new(&mut a).poll_flush(&mut cx);
+        }
+        assert!(taken <= 2 * MAX_RECORD, "{taken} bytes");
+        let mut got = vec![0; taken];
+        let (flushed, read) = tokio::join!(a.flush(), b.read_exact(&mut got));
+        assert_eq!((flushed.unwrap(), read.unwrap()), ((), taken));
     }
 
     #[tokio::test]
