@@ -190,7 +190,8 @@ impl Sim {
 
     fn arrive_there(&mut self, at: usize) -> Verdict {
         let connection = &mut self.connections[at];
-        if Lane::ALL.iter().any(|lane| self.incoming.is_sated(*lane)) && !connection.shut {
+        let mut lanes = connection.place.carrier.lanes().iter();
+        if connection.begun && !connection.shut && lanes.any(|lane| self.incoming.is_sated(*lane)) {
             return Ok(());
         }
         let Some(item) = connection.there.pop_front() else { return Ok(()) };

@@ -53,11 +53,6 @@ pub(super) trait End {
     /// Handles a frame.
     fn frame(&mut self, frame: Frame<'_>) -> Result<(), Failure>;
 
-    /// Bytes of a frame that it takes whatever that is.
-    fn usual(&self) -> usize {
-        usize::MAX
-    }
-
     /// Whether the rest is wanted of a frame that is longer than that, and has only begun to arrive.
     /// If not, it gets the beginning alone, and nothing is kept of what follows.
     fn takes_long(&self, _: &Frame<'_>, _len: usize) -> Result<bool, Failure> {
@@ -244,14 +239,15 @@ impl In {
     }
 }
 
-/// Keeps a connection going until it breaks, says something that it must not, or its end has had enough.
+/// Keeps a connection going until it breaks, says something that it must not, or its end has had enough. Frames have at
+/// most `max` bytes, and those above `long` its end is asked about.
 pub(super) async fn run(
     counters: &Counters,
     channel: &mut Channel,
     end: &mut impl End,
+    long: usize,
     max: usize,
 ) -> Result<(), Failure> {
-    let long = end.usual().min(max);
     let mut input = In { buffer: vec![0; FIRST_READ], from: 0, to: 0, unwanted: 0, max, long };
     let mut out = Out::default();
     let mut silence = std::pin::pin!(sleep_until(Instant::now() + SILENT));
@@ -385,7 +381,7 @@ mod tests {
         there.write_all(&all).await.unwrap();
         there.shutdown().await.unwrap();
         let (mut channel, mut end) = (Channel::new(Box::new(here)), Three::default());
-        run(&Counters::default(), &mut channel, &mut end, 100).await.unwrap();
+        run(&Counters::default(), &mut channel, &mut end, 100, 100).await.unwrap();
         assert_eq!((end.handled, end.said.iter().max()), (1000, Some(&3)), "{:?}", end.said);
     }
 }

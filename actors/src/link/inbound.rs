@@ -151,7 +151,7 @@ pub(crate) async fn serve(
             Carrier::Main => {
                 let max = ring.config.max_ordered_size + MAX_AROUND;
                 let mut listener = Listener { ring, inbound, seat: &seat, pong: None, unsaid: false };
-                duplex::run(&ring.counters, line.channel(), &mut listener, max).await
+                duplex::run(&ring.counters, line.channel(), &mut listener, max, max).await
             }
             Carrier::Bulk => wide::serve(ring, permit, line, inbound, &seat, from).await,
         }

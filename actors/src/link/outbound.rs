@@ -99,8 +99,9 @@ async fn connected(ring: &Shared, link: &Arc<Link>, ending: &mut Ending) -> Resu
         Carrier::Main => {
             // An answer, or an ack of as many refusals as are kept.
             let max = ring.config.max_message_size.max(MAX_WELCOME) + frames::MAX_AROUND;
+            let long = ring.config.max_ordered_size + frames::MAX_AROUND;
             let mut speaker = Speaker::new(ring, link, member.addr, hello.answers);
-            duplex::run(&ring.counters, line.channel(), &mut speaker, max).await
+            duplex::run(&ring.counters, line.channel(), &mut speaker, long, max).await
         }
         Carrier::Bulk => wide::send(&mut line, link).await,
     }
@@ -169,10 +170,6 @@ impl End for Speaker<'_> {
             self.settled = at;
         }
         Ok(())
-    }
-
-    fn usual(&self) -> usize {
-        self.ring.config.max_ordered_size + frames::MAX_AROUND
     }
 
     fn takes_long(&self, frame: &Frame<'_>, len: usize) -> Result<bool, Failure> {
