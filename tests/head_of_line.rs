@@ -384,7 +384,7 @@ async fn over_sockets_a_dead_and_a_stalled_peer_cost_forty_eight_others_nothing_
 }
 
 #[actix::test]
-async fn half_a_gib_that_is_uploaded_does_not_double_the_time_of_small_messages() {
+async fn half_a_gib_that_is_uploaded_costs_small_messages_no_more_than_a_bare_connection_does() {
     const PIECE: u64 = 64 << 10;
     let rounds: u64 = if cfg!(debug_assertions) { 1 } else { 15 };
     let all: u64 = if cfg!(debug_assertions) { 32 << 20 } else { 512 << 20 };
@@ -454,6 +454,8 @@ async fn half_a_gib_that_is_uploaded_does_not_double_the_time_of_small_messages(
     for node in nodes {
         node.shutdown().await;
     }
+    // Of two cores that are both busy, nobody has one at once: that is what the bare connection shows, which holds none of
+    // the nodes' threads. Rounds in turns and their medians: what else the machine does hits all three.
     assert!(cfg!(debug_assertions) || trouble < calm.max(bare) * 2, "{calm:?}, {bare:?}, {trouble:?}");
 }
 

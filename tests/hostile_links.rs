@@ -17,9 +17,9 @@ use std::{
 
 use actix::{Actor, Context, Handler, Message, MessageResult, ResponseFuture};
 use actix_memberlist::{
-    AskError, Cause, Cluster, Config, FromPeer, Key, LinkEvent, MemberState, NodeId, NotSent, Peer,
+    AskError, Cause, Cluster, Config, Evidence, FromPeer, Key, LinkEvent, MemberState, NodeId, NotSent, Peer,
     PeerMessage, Refusal, Sealing, SendError, Upload,
-    network::{Connection, Endpoint, Network},
+    network::{Connection, Endpoint, Network, memory::Link},
 };
 use allocation_counter::measure;
 use bytes::Bytes;
@@ -29,10 +29,10 @@ use memberlist_protocol::{
     member::{Member, Versions},
     wire::{
         codec,
-        frame::StreamKind,
+        frame::{Envelope, Packer, StreamKind},
         guard::{Guard, Labels, Opened},
         link::{self as frames, Frame, How, What},
-        message::{Address, Alive, Receipt, Remembered},
+        message::{Address, Alive, Dead, Message as WireMessage, Receipt, Remembered},
         seal::{End, Half, Opening, SEAL_HEAD},
         state::{State, StateHeader},
     },
@@ -166,8 +166,12 @@ impl Handler<Upload<Store>> for Desk {
 impl Handler<LinkEvent> for Desk {
     type Result = ();
     fn handle(&mut self, event: LinkEvent, _: &mut Context<Self>) {
-        if let LinkEvent::Refused { peer, why, .. } = event {
-            self.refused.borrow_mut().push((peer.name().to_owned(), why));
+        match event {
+            LinkEvent::Refused { peer, why, .. } => {
+                self.refused.borrow_mut().push((peer.name().to_owned(), why));
+            }
+            LinkEvent::Removed { by } => self.write(&by, "removed".into()),
+            _ => {}
         }
     }
 }
@@ -1341,4 +1345,70 @@ fn a_dialled_peer_that_takes_nothing_fills_its_own_queue_alone_and_each_message_
         });
         assert!(memory.bytes_max <= 8 * MIB, "{manner}: {memory:?}");
     }
+}
+
+#[test]
+fn whoever_is_not_who_was_meant_or_no_member_refuses_a_link_and_both_sides_hear_why() {
+    paused(async {
+        let mut town = Town::new(false).await;
+        let refused_at = |node: &Cluster| {
+            let desk = Desk::default();
+            let (refused, book) = (desk.refused.clone(), desk.book.clone());
+            let desk = desk.start();
+            node.serve_from::<Note>(desk.clone().recipient()).unwrap().detach();
+            node.subscribe_links(desk.recipient()).unwrap().detach();
+            (refused, book)
+        };
+        // A member that there holds for one that has left, and does not know of it.
+        let (there, book) = refused_at(&town.world.nodes[1]);
+        let lost = Link { loss: 1.0, ..Link::default() };
+        for (from, to) in [(0, 1), (1, 0)] {
+            town.world.network.set_link(addr(from), addr(to), lost.clone());
+        }
+        let envelope = Envelope::new("").unwrap();
+        let (id, name) = (town.there(), town.there().shared_name().clone());
+        let incarnation = town.node().view().local().incarnation;
+        let evidence = Evidence::Announced;
+        let (from, by) = (name.clone(), name);
+        let left = Dead { id, incarnation, from, by, confirmed_by: Vec::new(), evidence };
+        let mut buf = vec![0; 1400];
+        let mut packer = Packer::new(&envelope, &mut buf);
+        assert!(packer.push(&WireMessage::Dead(left)));
+        town.endpoint.try_send(&packer.finish().unwrap(), addr(1)).unwrap();
+        let gone = |w: &World| w.nodes[1].view().get("n000").unwrap().state == MemberState::Left;
+        town.world.wait_until(SOON, gone).await.expect("it is believed");
+        let peer = town.node().peer(&town.world.nodes[1].view().local().id).unwrap();
+        let told = peer.send(&Note(1)).unwrap();
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(town.refused.borrow()[0], ("n001".to_owned(), Refusal::Removed));
+        assert!(town.book.borrow().contains(&("n001".to_owned(), "removed".to_owned())));
+        assert_eq!(there.borrow()[0], ("n000".to_owned(), Refusal::Removed));
+        assert!(book.borrow().is_empty(), "nothing has come");
+
+        // Somebody else at the address, who knows nobody.
+        town.world.nodes[1].shutdown().await;
+        let other = town.world.renamed(1, "other").start().await.unwrap();
+        let (there, book) = refused_at(&other);
+        town.refused.borrow_mut().clear();
+        assert!(timeout(Duration::from_secs(60), told).await.expect("an outcome").is_err());
+        assert_eq!(town.refused.borrow()[0], ("n001".to_owned(), Refusal::NotMe));
+        assert_eq!(there.borrow()[0], ("n000".to_owned(), Refusal::NotMe));
+
+        // The node is told of it, and not the other way round.
+        there.borrow_mut().clear();
+        town.refused.borrow_mut().clear();
+        let id = other.view().local().id.clone();
+        let alive = Alive::of(&Member::new(id.clone(), addr(1), 1, StdInstant::now()));
+        let mut buf = vec![0; 1400];
+        let mut packer = Packer::new(&envelope, &mut buf);
+        assert!(packer.push(&WireMessage::Alive(alive)));
+        town.endpoint.try_send(&packer.finish().unwrap(), addr(0)).unwrap();
+        let known = |w: &World| w.nodes[0].peer(&id).is_some();
+        town.world.wait_until(SOON, known).await.expect("it is believed");
+        let told = town.node().peer(&id).unwrap().send(&Note(1)).unwrap();
+        assert!(timeout(Duration::from_secs(60), told).await.expect("an outcome").is_err());
+        assert_eq!(town.refused.borrow()[0], ("other".to_owned(), Refusal::Stranger));
+        assert_eq!(there.borrow()[0], ("n000".to_owned(), Refusal::Stranger));
+        assert!(book.borrow().is_empty(), "nothing has come");
+    });
 }
