@@ -32,8 +32,8 @@ use state::State;
 use stream::MemoryStream;
 pub use tap::{Tap, TappedDatagram, TappedStream};
 
-/// What happens to traffic from one address to another. Streams feel the latency and the cut only: TCP hides
-/// the rest.
+/// What happens to traffic from one address to another. Streams feel the latency, the cut and what is said of streams
+/// only: TCP hides the rest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Link {
     /// Time on the way, chosen evenly for each datagram and each chunk of a stream. If the end is not above
@@ -47,6 +47,23 @@ pub struct Link {
     pub reorder: f64,
     /// The longest delay of a datagram that is held up, on top of its latency. 10 ms by default.
     pub reorder_by: Duration,
+    /// Losses that come together, besides those by `loss`. None by default.
+    pub bursts: Option<Bursts>,
+    /// Datagrams above so many bytes are lost. None is, by default.
+    pub largest: usize,
+    /// How probable it is that some bits of a datagram are turned over, 0 to 1. None by default.
+    pub corrupt: f64,
+    /// How probable it is that a datagram loses its end, 0 to 1. None by default.
+    pub truncate: f64,
+    /// How probable it is that a datagram is followed by one of the last eight that went before it, 0 to 1. None by
+    /// default.
+    pub replay: f64,
+    /// Dials are refused.
+    pub refuse: bool,
+    /// Streams come about, and what is written to them does not arrive.
+    pub mute: bool,
+    /// How probable it is that a piece of a stream breaks that instead of arriving, 0 to 1. None by default.
+    pub reset: f64,
     /// Nothing gets through: datagrams vanish, streams stall until the link is mended, and no dial in either
     /// direction succeeds, because it takes a question and an answer.
     pub cut: bool,
@@ -60,9 +77,28 @@ impl Default for Link {
             duplicate: 0.0,
             reorder: 0.0,
             reorder_by: Duration::from_millis(10),
+            bursts: None,
+            largest: usize::MAX,
+            corrupt: 0.0,
+            truncate: 0.0,
+            replay: 0.0,
+            refuse: false,
+            mute: false,
+            reset: 0.0,
             cut: false,
         }
     }
+}
+
+/// Losses that come together, after Gilbert and Elliott: a link is good or bad, and may change with each datagram.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bursts {
+    /// How probable it is that a good link turns bad before a datagram, 0 to 1.
+    pub begin: f64,
+    /// How probable it is that a bad one turns good, 0 to 1.
+    pub end: f64,
+    /// How probable it is that a datagram is lost while the link is bad, 0 to 1.
+    pub loss: f64,
 }
 
 /// What went over a network since it was made.
@@ -79,6 +115,16 @@ pub struct Stats {
     pub duplicated: u64,
     /// Datagrams that met a cut.
     pub cut: u64,
+    /// Datagrams that were larger than their link takes.
+    pub too_large: u64,
+    /// Datagrams that were changed or cut off on their way.
+    pub spoilt: u64,
+    /// Datagrams that were said again.
+    pub replayed: u64,
+    /// Datagrams that a host could not send.
+    pub unsent: u64,
+    /// Pieces that broke their stream.
+    pub broken: u64,
     /// Datagrams dropped because the receiver's queue was full.
     pub overflowed: u64,
     /// Streams dialled, with or without success.
@@ -203,6 +249,15 @@ impl MemoryNetwork {
     /// Breaks every stream between two hosts, in both directions: what is on its way does not arrive.
     pub fn reset_streams(&self, one: SocketAddr, other: SocketAddr) {
         self.with(|state| state.reset_between(one, other));
+    }
+
+    /// From now on no datagram can be sent from `addr`, and nothing be dialled: each attempt is this error, as of a host
+    /// whose interface is down. `None` ends that.
+    pub fn fail_sends(&self, addr: SocketAddr, error: Option<io::ErrorKind>) {
+        self.with(|state| match error {
+            Some(error) => drop(state.failing.insert(addr, error)),
+            None => drop(state.failing.remove(&addr)),
+        });
     }
 
     /// Stops the host at `addr`, as SIGSTOP would: what arrives waits in its bounded queues and wakes nobody,

@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use tokio::time::Instant;
 
 use super::{
-    Link, Stats,
+    Bursts, Link, Stats,
     stream::{Answer, Dial, FIRST_EPHEMERAL_PORT, Side},
     tap::Tap,
 };
@@ -22,6 +22,9 @@ use crate::trace::Trace;
 
 /// Datagrams that wait at one endpoint: about what a 4 MiB receive buffer of the kernel holds.
 const QUEUE: usize = 4096;
+
+/// Datagrams of a link that may be said again.
+const REMEMBERED: usize = 8;
 
 /// The most that UDP carries over IPv4.
 const MAX_DATAGRAM: usize = 65_507;
@@ -41,6 +44,12 @@ pub(super) struct State {
     /// Cuts and mends that go before what the links say.
     pub(super) cuts: BTreeMap<Pair, bool>,
     pub(super) paused: BTreeSet<SocketAddr>,
+    /// Hosts that cannot send.
+    pub(super) failing: BTreeMap<SocketAddr, io::ErrorKind>,
+    /// Links on which losses come together just now.
+    bad: BTreeSet<Pair>,
+    /// What was said last on links on which something is said again.
+    said: BTreeMap<Pair, VecDeque<Bytes>>,
     pub(super) hash_order: bool,
 
     pub(super) endpoints: BTreeMap<SocketAddr, Bound>,
@@ -100,6 +109,9 @@ impl State {
             links: BTreeMap::new(),
             cuts: BTreeMap::new(),
             paused: BTreeSet::new(),
+            failing: BTreeMap::new(),
+            bad: BTreeSet::new(),
+            said: BTreeMap::new(),
             hash_order: false,
             endpoints: BTreeMap::new(),
             streams: BTreeMap::new(),
@@ -117,7 +129,7 @@ impl State {
         }
     }
 
-    fn link(&self, pair: Pair) -> &Link {
+    pub(super) fn link(&self, pair: Pair) -> &Link {
         self.links.get(&pair).unwrap_or(&self.default)
     }
 
@@ -125,7 +137,7 @@ impl State {
         self.cuts.get(&pair).copied().unwrap_or_else(|| self.link(pair).cut)
     }
 
-    fn chance(&mut self, probability: f64) -> bool {
+    pub(super) fn chance(&mut self, probability: f64) -> bool {
         probability > 0.0 && self.rng.random::<f64>() < probability
     }
 
@@ -179,7 +191,9 @@ impl State {
         let waits = match &delivery {
             // Its fate was decided when it was sent.
             Delivery::Datagram { .. } => false,
-            Delivery::Item { .. } => self.is_cut(pair),
+            Delivery::Item { stream, side } => {
+                self.is_cut(pair) || self.link(pair).mute && self.is_open(*stream, *side)
+            }
             // A stopped host neither asks nor hears the answer; its kernel answers for it.
             Delivery::Syn(dial) | Delivery::SynAck(dial, _) => {
                 self.is_cut(pair) || self.paused.contains(&dial.from)
@@ -210,7 +224,7 @@ impl State {
     /// Sends on what was held, where the link is whole again.
     pub(super) fn release(&mut self) {
         for (pair, held) in std::mem::take(&mut self.held) {
-            if self.is_cut(pair) {
+            if self.is_cut(pair) || self.link(pair).mute {
                 self.held.insert(pair, held);
             } else {
                 held.into_iter().for_each(|each| self.schedule(pair, Duration::ZERO, each));
@@ -281,6 +295,10 @@ impl State {
         if self.paused.contains(&from) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        if let Some(error) = self.failing.get(&from) {
+            self.stats.unsent += 1;
+            return Err((*error).into());
+        }
         let pair = (from, to);
         self.stats.datagrams += 1;
         self.stats.bytes += datagram.len() as u64;
@@ -293,8 +311,13 @@ impl State {
             self.record("lost", pair, datagram);
             return Ok(());
         }
-        let Link { loss, duplicate, reorder, reorder_by, .. } = *self.link(pair);
-        if self.chance(loss) {
+        let Link { loss, duplicate, reorder, reorder_by, bursts, largest, replay, .. } = *self.link(pair);
+        if datagram.len() > largest {
+            self.stats.too_large += 1;
+            self.record("lost", pair, datagram);
+            return Ok(());
+        }
+        if bursts.is_some_and(|bursts| self.is_in_burst(pair, bursts)) || self.chance(loss) {
             self.stats.lost += 1;
             self.record("lost", pair, datagram);
             return Ok(());
@@ -302,13 +325,66 @@ impl State {
         self.record("datagram", pair, datagram);
         let copies = if self.chance(duplicate) { 2 } else { 1 };
         self.stats.duplicated += copies - 1;
-        let payload = Bytes::copy_from_slice(datagram);
+        let payload = self.spoilt(pair, datagram);
         for _ in 0..copies {
             let late = self.chance(reorder);
             let extra = if late { self.between(Duration::ZERO..reorder_by) } else { Duration::ZERO };
             self.schedule(pair, extra, Delivery::Datagram { payload: payload.clone(), from, to });
         }
+        if replay > 0.0 {
+            self.replay(pair, payload, replay);
+        }
         Ok(())
+    }
+
+    /// Whether a datagram is lost along with others.
+    fn is_in_burst(&mut self, pair: Pair, bursts: Bursts) -> bool {
+        let bad = self.bad.contains(&pair);
+        let turns = self.chance(if bad { bursts.end } else { bursts.begin });
+        match (bad, turns) {
+            (false, true) => drop(self.bad.insert(pair)),
+            (true, true) => drop(self.bad.remove(&pair)),
+            _ => {}
+        }
+        bad != turns && self.chance(bursts.loss)
+    }
+
+    /// A datagram as it arrives.
+    fn spoilt(&mut self, pair: Pair, datagram: &[u8]) -> Bytes {
+        let Link { corrupt, truncate, .. } = *self.link(pair);
+        let (corrupt, truncate) = (self.chance(corrupt), self.chance(truncate));
+        if !corrupt && !truncate || datagram.is_empty() {
+            return Bytes::copy_from_slice(datagram);
+        }
+        self.stats.spoilt += 1;
+        let mut bytes = datagram.to_vec();
+        if corrupt {
+            for _ in 0..self.rng.random_range(1..=8) {
+                let at = self.rng.random_range(0..bytes.len());
+                bytes[at] ^= 1 << self.rng.random_range(0..8);
+            }
+        }
+        if truncate {
+            bytes.truncate(self.rng.random_range(0..bytes.len()));
+        }
+        bytes.into()
+    }
+
+    /// Perhaps says again what was said before this datagram.
+    fn replay(&mut self, pair: Pair, payload: Bytes, probability: f64) {
+        let again = self.chance(probability);
+        let said = self.said.entry(pair).or_default();
+        if again && !said.is_empty() {
+            let payload = said[self.rng.random_range(0..said.len())].clone();
+            self.stats.replayed += 1;
+            let (from, to) = pair;
+            self.schedule(pair, Duration::ZERO, Delivery::Datagram { payload, from, to });
+        }
+        let said = self.said.entry(pair).or_default();
+        if said.len() == REMEMBERED {
+            said.pop_front();
+        }
+        said.push_back(payload);
     }
 
     fn arrive_datagram(&mut self, payload: Bytes, from: SocketAddr, to: SocketAddr) {

@@ -130,12 +130,16 @@ impl State {
     pub(super) fn dial(&mut self, owner: u64, from: SocketAddr, to: SocketAddr, answer: Answer) {
         self.stats.dials += 1;
         self.record("dial", (from, to), &[]);
+        if let Some(error) = self.failing.get(&from) {
+            self.answers.push((answer, Err((*error).into())));
+            return;
+        }
         self.schedule((from, to), Duration::ZERO, Delivery::Syn(Dial { owner, from, to, answer }));
     }
 
     pub(super) fn arrive_syn(&mut self, dial: Dial) {
         let back = (dial.to, dial.from);
-        if self.endpoints.contains_key(&dial.to) {
+        if self.endpoints.contains_key(&dial.to) && !self.link((dial.from, dial.to)).refuse {
             self.schedule(back, Duration::ZERO, Delivery::SynAck(dial, Ok(())));
         } else {
             // A refusal takes one latency, not two; a cut on the way back still holds it.
@@ -184,7 +188,20 @@ impl State {
         self.schedule(pair, Duration::ZERO, Delivery::Item { stream, side });
     }
 
+    /// Whether what comes next to one side of a stream is something that was written to it.
+    pub(super) fn is_open(&self, stream: u64, side: usize) -> bool {
+        let next = self.streams.get(&stream).and_then(|sides| sides[side].coming.front());
+        !matches!(next, Some(Item::Open(_)))
+    }
+
     pub(super) fn arrive_item(&mut self, stream: u64, side: usize) {
+        let Some(sides) = self.streams.get(&stream) else { return };
+        let pair = (sides[1 - side].bound, sides[side].bound);
+        if self.is_open(stream, side) && self.chance(self.link(pair).reset) {
+            self.stats.broken += 1;
+            self.reset(stream, 0);
+            self.reset(stream, 1);
+        }
         let Some(sides) = self.streams.get_mut(&stream) else { return };
         let (here, there) = pick(sides, side);
         let Some(item) = here.coming.pop_front() else { return };
