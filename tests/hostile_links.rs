@@ -1350,7 +1350,7 @@ fn a_dialled_peer_that_takes_nothing_fills_its_own_queue_alone_and_each_message_
 #[test]
 fn whoever_is_not_who_was_meant_or_no_member_refuses_a_link_and_both_sides_hear_why() {
     paused(async {
-        let mut town = Town::new(false).await;
+        let town = Town::new(false).await;
         let refused_at = |node: &Cluster| {
             let desk = Desk::default();
             let (refused, book) = (desk.refused.clone(), desk.book.clone());

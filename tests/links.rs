@@ -256,6 +256,10 @@ impl Campaign {
                 Ok(Err(AskError::Timeout | AskError::HandlerGone)) => {
                     pages.borrow_mut().ended(number, Outcome::Unanswered);
                 }
+                // It was heard, and there was no room for its answer.
+                Ok(Err(AskError::Reply(why))) if why.contains("wait to be read") => {
+                    pages.borrow_mut().ended(number, Outcome::Unanswered);
+                }
                 Ok(Err(error)) => pages.borrow_mut().faults.push(format!("{number}: {error}")),
             }
         };
