@@ -427,7 +427,7 @@ impl Answers for AnswerBox {
         let len = given.bytes.len();
         if let Err((_, given)) = now.out.push(Lane::Ordered, given, len) {
             // Whoever asks for more than it reads learns that there was an answer, as long as that has room.
-            self.1.counters.drop(Lost::AnswerLost);
+            self.1.counters.drop(Lost::AnswerUnfit);
             let why = Bytes::from_static(b"too many bytes of answers wait to be read");
             let _ = now.out.push(Lane::Ordered, Given { how: How::Unfit, bytes: why, ..given }, 0);
         }

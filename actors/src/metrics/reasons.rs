@@ -40,7 +40,7 @@ pub(crate) enum Lost {
     /// A user's message that is none of the type that its handler wants.
     Undecodable,
     /// An answer to a peer's question for which there was no room.
-    AnswerLost,
+    AnswerUnfit,
     /// An answer of a peer for which nobody waits.
     AnswerUnheard,
     /// An answered probe that a subscriber had no room for.
@@ -108,7 +108,7 @@ impl Lost {
         (Self::NoHandler, "no_handler"),
         (Self::HandlerBusy, "handler_busy"),
         (Self::Undecodable, "undecodable"),
-        (Self::AnswerLost, "answer_lost"),
+        (Self::AnswerUnfit, "answer_lost"),
         (Self::AnswerUnheard, "answer_unheard"),
         (Self::PingUnheard, "ping_unheard"),
         (Self::LinkUnheard, "link_unheard"),
@@ -166,7 +166,7 @@ impl Lost {
             | Self::HandlerGone
             | Self::Expired
             | Self::SubscriberLagged
-            | Self::AnswerLost
+            | Self::AnswerUnfit
             | Self::AnswerUnheard
             | Self::PingUnheard
             | Self::LinkUnheard
