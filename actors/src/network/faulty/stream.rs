@@ -1,4 +1,5 @@
-//! A stream with faults, as the node holds it.
+//! A stream with faults, as the node holds it. What it holds back goes on its way whenever it is polled, as nodes do all
+//! the time with a stream that they read from; once it is dropped, when its endpoint is.
 
 use std::{
     collections::VecDeque,
@@ -92,6 +93,13 @@ impl FaultyStream {
         }
         if !wire.has_words() && self.coming.is_empty() && !wire.is_closed() {
             self.shared.with(|state| state.calm(self.id));
+        }
+    }
+
+    /// What has not left yet goes on its way when this is polled again, whether or not there are rules.
+    fn heed_words(&self) {
+        if self.wire.as_ref().is_some_and(Wire::has_words) {
+            self.slot.touched.store(true, Relaxed);
         }
     }
 
@@ -209,7 +217,9 @@ impl AsyncWrite for FaultyStream {
         }
         this.run(Direction::To, cx);
         let Some(wire) = &mut this.wire else { return Poll::Ready(Ok(0)) };
-        wire.poll_write(&this.shared, cx, buf)
+        let written = wire.poll_write(&this.shared, cx, buf);
+        this.heed_words();
+        written
     }
 
     fn poll_write_vectored(
@@ -249,6 +259,7 @@ impl AsyncWrite for FaultyStream {
         if let Some(wire) = &mut this.wire {
             wire.shut(&this.shared, cx);
         }
+        this.heed_words();
         Poll::Ready(Ok(()))
     }
 }
