@@ -408,3 +408,25 @@ fn a_throttled_stream_carries_so_many_bytes_a_second_and_a_late_one_keeps_its_or
         assert!(start.elapsed() >= ms(1));
     });
 }
+
+#[test]
+fn who_cannot_hear_a_peer_does_not_learn_by_writing_either_that_it_has_gone() {
+    on_both(async |network| {
+        let two = Two::on(network).await;
+        let there = two.there.local_addr();
+        let (mut a, b) = two.dial().await;
+        two.faults.from(&there).unwrap().cut();
+        drop(b);
+        // A write may still be taken, since the word of it is on its way.
+        for _ in 0..10 {
+            match timeout(ms(100), a.write(b"x")).await {
+                Err(_) => {}
+                Ok(written) => assert_eq!(written.unwrap(), 1),
+            }
+        }
+        is_still(&mut a).await;
+        two.faults.mend(&there).unwrap();
+        let learns = async { while a.write(b"x").await.is_ok() {} };
+        timeout(SOON, learns).await.unwrap();
+    });
+}
