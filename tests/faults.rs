@@ -125,6 +125,23 @@ fn a_stranger_that_is_cut_off_by_its_address_joins_when_it_is_mended_and_nothing
 }
 
 #[test]
+fn who_is_heard_and_not_answered_is_known_and_knows_nobody() {
+    actix::System::new().block_on(async {
+        let (a, b) = (real("a").await, real("b").await);
+        let (at, of) = (a.view().local().addr.to_string(), b.view().local().addr);
+        a.faults().to(&of).unwrap().cut();
+        assert!(b.join(&[&at]).await.is_err(), "an answer came through");
+        // What b says of itself is taken in, as by a member that does not answer.
+        assert!(a.view().get("b").is_some());
+        assert!(b.view().get("a").is_none());
+        a.faults().mend(&of).unwrap();
+        holds(&b, "a", MemberState::Alive).await;
+        a.shutdown().await;
+        b.shutdown().await;
+    });
+}
+
+#[test]
 fn two_of_three_that_are_cut_off_from_each_other_stay_members_and_what_they_send_waits() {
     paused(async {
         let world = World::cluster(1, Config::lan(), 3).await;
