@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use actix::{Actor, Context, Handler, Message};
 use actix_memberlist::{
-    Cause, Cluster, Config, MemberState, NotSent, PeerMessage, Until,
+    Cause, Cluster, Config, MemberState, NotSent, PeerMessage, Until, Upload,
     network::{
         Network, SystemNetwork,
         faulty::{Everyone, Faulty, NoSuchPeer},
@@ -41,6 +41,22 @@ impl Handler<Note> for Ear {
     type Result = ();
     fn handle(&mut self, note: Note, _: &mut Context<Self>) {
         self.0.borrow_mut().push(note.0);
+    }
+}
+
+/// A message with a body behind it.
+#[derive(Message, Serialize, Deserialize)]
+#[rtype(result = "()")]
+struct Parcel(u64);
+
+impl PeerMessage for Parcel {
+    const KIND: &'static str = "parcel/1";
+}
+
+impl Handler<Upload<Parcel>> for Ear {
+    type Result = ();
+    fn handle(&mut self, parcel: Upload<Parcel>, _: &mut Context<Self>) {
+        self.0.borrow_mut().push(parcel.head.0);
     }
 }
 
@@ -184,6 +200,32 @@ fn messages_to_a_paused_peer_wait_for_it_in_order_and_it_stays_a_member() {
         assert!(sent.iter().all(Result::is_ok), "{sent:?}");
         sleep(ms(10)).await;
         assert_eq!((at_a.borrow().len(), &*at_b.borrow()), (2, &(0..100).collect::<Vec<_>>()));
+    });
+}
+
+#[test]
+fn whatever_a_peer_dials_for_is_its_own_once_it_has_said_who_it_is() {
+    paused(async {
+        let world = World::cluster(7, Config::lan(), 2).await;
+        let (a, b) = (&world.nodes[0], &world.nodes[1]);
+        let heard = Rc::<RefCell<Vec<u64>>>::default();
+        let ear = Ear(heard.clone()).start();
+        a.serve::<Note>(ear.clone().recipient()).unwrap().detach();
+        a.serve_upload::<Parcel>(ear.recipient()).unwrap().detach();
+        let to_a = b.peer(&a.view().local().id).unwrap();
+        // Its dials come through, and nothing of what it says.
+        a.faults().from(b).unwrap().stall();
+        let note = to_a.send(&Note(1)).unwrap();
+        let parcel = to_a.upload(&Parcel(2), futures_util::stream::iter([Ok(vec![0; 100].into())]));
+        let both = async { tokio::join!(note, parcel) };
+        let mut both = std::pin::pin!(both);
+        assert!(timeout(Duration::from_secs(5), &mut both).await.is_err());
+        assert!(heard.borrow().is_empty());
+        a.faults().mend(b).unwrap();
+        assert_eq!(timeout(SOON, both).await.unwrap(), (Ok(()), Ok(())));
+        sleep(ms(10)).await;
+        heard.borrow_mut().sort_unstable();
+        assert_eq!(*heard.borrow(), [1, 2]);
     });
 }
 
