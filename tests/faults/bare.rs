@@ -485,6 +485,7 @@ fn whoever_waits_learns_of_what_is_changed() {
         let reads = apart(async move { heard(&here).await });
         tokio::time::sleep(ms(50)).await;
         two.faults.to(&there).unwrap().delay(ms(20)..ms(20));
+        tokio::time::sleep(ms(50)).await;
         two.say(b"late");
         assert_eq!(heard(&two.there).await, b"late");
         two.answer(b"end");

@@ -121,7 +121,7 @@ impl FaultyStream {
             let delay = look.rules.delay.clone();
             let delay = delay.map(|range| self.shared.with(|state| state.between(range)));
             let due = Instant::now() + delay.unwrap_or_default();
-            let due = self.coming.back().map_or(due, |(last, _)| due.max(*last));
+            // Nothing overtakes what came before: one after the other is looked at.
             self.coming.push_back((due, came));
         }
     }
