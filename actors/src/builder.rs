@@ -249,7 +249,7 @@ impl ClusterBuilder {
         // If this future is dropped, so is the guard, and the thread stops.
         let guard = StopThread(thread);
         let (sender, started) = oneshot::channel();
-        let plan = self.plan;
+        let plan = self.plan.with_faults();
         let accepted = arbiter.spawn(async move {
             let _ = sender.send(node::start(plan, advertised, own_thread).await);
         });

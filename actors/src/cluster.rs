@@ -209,6 +209,15 @@ impl Cluster {
         self.handle().ready(until, within).await
     }
 
+    /// What goes wrong between this node and its peers, on whatever network: nothing, until a test says so.
+    ///
+    /// With the feature `testing` every node stands behind a [`Faulty`](crate::network::faulty::Faulty) network, so that
+    /// the program under test need not be changed. Without a [`seed`](ClusterBuilder::seed) chance begins with 0.
+    #[cfg(feature = "testing")]
+    pub fn faults(&self) -> crate::network::faulty::Faults {
+        self.doors().hooks.faults.clone().unwrap_or_default().of(self.handle().clone())
+    }
+
     /// All members as they are. It costs no message; after a shutdown it is the last view.
     pub fn view(&self) -> View {
         self.handle().view()

@@ -56,6 +56,7 @@ pub(crate) async fn serve(
     let len = bytes.len() as u64;
     let Ok(peer) = read(ring, bytes).await? else { return Err(WireError::Kind.into()) };
     let at = peer.sender()?.alive.addr;
+    line.met(from, at).await?;
     ring.counters.size_remote.observe_value(len);
     let (joining, tentative) = (peer.header.join, peer.header.tentative);
     let (user, id) = (peer.user.clone(), peer.header.from.clone());

@@ -8,6 +8,7 @@ pub(crate) struct Hooks(());
 impl Hooks {
     pub(crate) fn strike(&self, _: &'static str, _: &'static str) {}
     pub(crate) fn record(&self, _: &'static str, _: &dyn std::fmt::Display, _: &[u8]) {}
+    pub(crate) async fn met(&self, _: std::net::SocketAddr, _: std::net::SocketAddr) {}
 }
 
 #[cfg(feature = "testing")]
@@ -19,10 +20,11 @@ pub(crate) mod testing {
     use std::{
         collections::BTreeMap,
         fmt::Display,
+        net::SocketAddr,
         sync::{Arc, Mutex, MutexGuard, PoisonError},
     };
 
-    use crate::trace::Trace;
+    use crate::{network::faulty::Faults, trace::Trace};
 
     /// An actor of the ring, and a kind of message that it hears.
     pub type Pair = (&'static str, &'static str);
@@ -83,12 +85,20 @@ pub(crate) mod testing {
     pub(crate) struct Hooks {
         pub(crate) strikes: Option<Strikes>,
         pub(crate) trace: Option<Trace>,
+        pub(crate) faults: Option<Faults>,
     }
 
     impl Hooks {
         pub(crate) fn strike(&self, actor: &'static str, kind: &'static str) {
             if self.strikes.as_ref().is_some_and(|strikes| strikes.take((actor, kind))) {
                 panic!("struck: {actor} at {kind}");
+            }
+        }
+
+        /// A stream from `seen` is of the peer at `addr`: it goes on when that gets through.
+        pub(crate) async fn met(&self, seen: SocketAddr, addr: SocketAddr) {
+            if let Some(faults) = &self.faults {
+                faults.met(seen, addr).await;
             }
         }
 

@@ -29,7 +29,7 @@
 //! wants of it are values, messages to its actors, and questions to them that have a deadline.
 //!
 //! Features, none of them on by default: `metrics` hands the metrics to the facade of that name; `testing` brings a
-//! network in memory in virtual time, injected panics, and traces.
+//! network in memory in virtual time, faults on any network (`Cluster::faults`), injected panics, and traces.
 //!
 //! ```text
 //!             ┌──────────────► NodeState ───────────────┐

@@ -122,6 +122,25 @@ impl Plan {
         Ok(advertised)
     }
 
+    /// Every node of a test has faults, so that the program under test need not be changed for them.
+    #[cfg(feature = "testing")]
+    pub(crate) fn with_faults(mut self) -> Self {
+        use crate::network::faulty::Faulty;
+        let faults = self.network.faults().unwrap_or_else(|| {
+            let faulty = Faulty::new(self.network.clone(), self.seed.unwrap_or_default());
+            let faults = faulty.faults();
+            self.network = Arc::new(faulty);
+            faults
+        });
+        self.hooks.faults = Some(faults);
+        self
+    }
+
+    #[cfg(not(feature = "testing"))]
+    pub(crate) fn with_faults(self) -> Self {
+        self
+    }
+
     fn rng(&self) -> Result<Xoshiro256PlusPlus, StartError> {
         match self.seed {
             Some(seed) => Ok(Xoshiro256PlusPlus::seed_from_u64(seed)),

@@ -314,6 +314,7 @@ pub(crate) async fn serve(ring: &Shared, line: &mut Line<'_>, from: SocketAddr) 
         zeroize::Zeroize::zeroize(&mut bytes[..]);
     }
     let Ordered { from: by, to, order } = ordered?;
+    line.met_member(from, &by).await?;
     let id = ring.view.borrow().local().id.clone();
     let refused =
         if to == id { ring.admission.follow(&order).err() } else { Some("it is another node".into()) };

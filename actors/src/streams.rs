@@ -190,6 +190,20 @@ impl<'a> Line<'a> {
         &mut self.channel
     }
 
+    /// Whoever has dialled turns out to be known by this address. It is heard further when a test lets it through.
+    pub(crate) async fn met(&self, seen: SocketAddr, addr: SocketAddr) -> Result<(), Failure> {
+        timeout(self.limit, self.ring.hooks.met(seen, addr)).await.map_err(|_| Failure::Timeout)
+    }
+
+    /// The same, by what it says who it is.
+    pub(crate) async fn met_member(&self, seen: SocketAddr, id: &NodeId) -> Result<(), Failure> {
+        let addr = self.ring.view.borrow().get(id.name()).map(|member| member.addr);
+        match addr {
+            Some(addr) => self.met(seen, addr).await,
+            None => Ok(()),
+        }
+    }
+
     /// The key that the stream is sealed with.
     pub(crate) fn key(&self) -> Option<KeyId> {
         self.key
@@ -666,6 +680,7 @@ async fn served(
         StreamKind::Ping => {
             let bytes = line.frame(MAX_PING).await?;
             let Message::Ping(ping) = codec::decode(&bytes)? else { return Err(WireError::Kind.into()) };
+            line.met_member(from, &ping.from).await?;
             if !ring.view.borrow().local().id.answers_to(&ping.target) {
                 return Ok(());
             }

@@ -203,6 +203,7 @@ pub(crate) async fn serve(
     let first = line.frame(MAX_AROUND + ring.config.max_ordered_size).await?;
     let (address, used) = codec::decode_address(&first)?;
     let Address::Direct { from: claimed, to } = address else { return Err(WireError::Kind.into()) };
+    line.met_member(from, &claimed).await?;
     let rest = &first[used..];
     let len = usize::from(*rest.first().ok_or(WireError::Truncated)?);
     let kind = rest.get(1..1 + len).filter(|_| len <= MAX_KIND).ok_or(WireError::Truncated)?;

@@ -130,6 +130,7 @@ pub(crate) async fn serve(
     from: SocketAddr,
 ) -> Result<(), Failure> {
     let hello = codec::decode_hello(&line.frame(MAX_HELLO).await?)?;
+    line.met_member(from, &hello.from).await?;
     let mut admitted = admit(ring, line.key().is_some(), &hello, from).await;
     if admitted.is_ok() && !permit.becomes_link() {
         ring.inbounds.crowded.set(Some(now()));

@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) mod channel;
 #[cfg(feature = "testing")]
+pub mod faulty;
+#[cfg(feature = "testing")]
 pub mod memory;
 mod system;
 
@@ -42,6 +44,27 @@ pub trait Network: Send + Sync + 'static {
     /// advertise. Without an answer of one's own: nothing. It may not block for long.
     fn host(&self) -> Host {
         Host::default()
+    }
+
+    /// The handle on its faults, if it is a [`Faulty`](faulty::Faulty) one: a node that is given one has no other.
+    #[cfg(feature = "testing")]
+    fn faults(&self) -> Option<faulty::Faults> {
+        None
+    }
+}
+
+impl<N: Network + ?Sized> Network for Arc<N> {
+    fn bind(&self, addr: SocketAddr) -> Binding {
+        (**self).bind(addr)
+    }
+
+    fn host(&self) -> Host {
+        (**self).host()
+    }
+
+    #[cfg(feature = "testing")]
+    fn faults(&self) -> Option<faulty::Faults> {
+        (**self).faults()
     }
 }
 
