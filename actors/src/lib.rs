@@ -28,8 +28,9 @@
 //! None of a program's own code runs in the node, but for what reads and writes its [`PeerMessage`]s: what the node
 //! wants of it are values, messages to its actors, and questions to them that have a deadline.
 //!
-//! Features, none of them on by default: `metrics` hands the metrics to the facade of that name; `testing` brings a
-//! network in memory in virtual time, injected panics, and traces.
+//! Features, none of them on by default: `metrics` hands the metrics to the facade of that name; `tls` puts streams
+//! under TLS, with `ClusterBuilder::tls`; `testing` brings a network in memory in virtual time, injected panics, and
+//! traces.
 //!
 //! ```text
 //!             ┌──────────────► NodeState ───────────────┐
@@ -82,6 +83,8 @@ mod state;
 pub mod store;
 mod streams;
 pub mod supervisor;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(feature = "testing")]
 pub mod trace;
 mod transport;
@@ -119,6 +122,8 @@ pub use resolve::{DnsResolver, Resolver, Resolving};
 pub use rollout::Rollout;
 pub use select::{Fanout, Select};
 pub use store::{FileStore, Store};
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 pub use typed::{FromPeer, Lane, PeerMessage};
 pub use uploads::{Body, Upload};
 

@@ -1,0 +1,221 @@
+//! TLS between a node and its network: each stream goes through it, dialled or accepted; datagrams go past it.
+//!
+//! ```text
+//!   accepted:  Shaking ──► Open          the handshake is done by whoever reads or writes first, in that one's time
+//!                 └──────► Failed        what still comes is thrown away, nothing is written
+//!   dialled:   Open                      the handshake is a part of the dial
+//! ```
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use memberlist_protocol::member::canonical;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::unconstrained,
+};
+use tokio_rustls::{
+    TlsAcceptor, TlsConnector, TlsStream,
+    rustls::{Error, InvalidMessage},
+    server::FallibleAccept,
+};
+
+use super::{
+    Binding, Connection, Dialing, Endpoint, Host, Network,
+    fault::{TlsFault, TlsFaultKind},
+};
+use crate::{logs, tls::Tls};
+
+type Raw = Box<dyn Connection>;
+
+/// A network whose streams go through TLS.
+pub(crate) struct Secured {
+    inner: Arc<dyn Network>,
+    tls: Tls,
+}
+
+impl Secured {
+    pub(crate) fn new(inner: Arc<dyn Network>, tls: Tls) -> Self {
+        Self { inner, tls }
+    }
+}
+
+impl Network for Secured {
+    fn bind(&self, addr: SocketAddr) -> Binding {
+        let (binding, tls) = (self.inner.bind(addr), self.tls.clone());
+        Box::pin(async move {
+            let inner = binding.await?;
+            Ok(Arc::new(SecuredEndpoint { inner, tls }) as Arc<dyn Endpoint>)
+        })
+    }
+
+    fn host(&self) -> Host {
+        self.inner.host()
+    }
+}
+
+struct SecuredEndpoint {
+    inner: Arc<dyn Endpoint>,
+    tls: Tls,
+}
+
+impl Endpoint for SecuredEndpoint {
+    fn local_addr(&self) -> SocketAddr {
+        self.inner.local_addr()
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_readable(cx)
+    }
+
+    fn try_recv(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.inner.try_recv(buf)
+    }
+
+    fn try_send(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.inner.try_send(datagram, to)
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.inner.poll_writable(cx)
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Connection>, SocketAddr)>> {
+        let (raw, from) = ready!(self.inner.poll_accept(cx))?;
+        let accept = TlsAcceptor::from(self.tls.server()).accept(raw).into_fallible();
+        let stream = TlsConnection { stage: Stage::Shaking(Box::new(accept)), with: canonical(from) };
+        Poll::Ready(Ok((Box::new(stream), from)))
+    }
+
+    fn dial(&self, to: SocketAddr) -> Dialing {
+        let (dialing, tls) = (self.inner.dial(to), self.tls.clone());
+        Box::pin(async move {
+            let raw = dialing.await?;
+            let (config, name) = tls.client(to);
+            let stream = TlsConnector::from(config).connect(name, raw).await;
+            let stream = stream.map_err(|error| tell(error, to, true))?;
+            let stage = Stage::Open(Box::new(TlsStream::Client(stream)));
+            Ok(Box::new(TlsConnection { stage, with: to }) as Box<dyn Connection>)
+        })
+    }
+}
+
+enum Stage {
+    Shaking(Box<FallibleAccept<Raw>>),
+    Open(Box<TlsStream<Raw>>),
+    Failed(Raw),
+}
+
+struct TlsConnection {
+    stage: Stage,
+    with: SocketAddr,
+}
+
+impl TlsConnection {
+    /// Does what is left of the handshake.
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Stage::Shaking(accept) = &mut self.stage {
+            match ready!(Pin::new(accept).poll(cx)) {
+                Ok(stream) => self.stage = Stage::Open(Box::new(TlsStream::Server(stream))),
+                Err((error, raw)) => {
+                    self.stage = Stage::Failed(raw);
+                    return Poll::Ready(Err(tell(error, self.with, true)));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The stream, whose handshake is done.
+    fn open(&mut self) -> io::Result<Pin<&mut TlsStream<Raw>>> {
+        match &mut self.stage {
+            Stage::Open(stream) => Ok(Pin::new(stream)),
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Stage::Failed(raw) = &mut self.stage {
+            // That something comes may be known, but not what.
+            let before = buf.filled().len();
+            let read = ready!(Pin::new(raw).poll_read(cx, buf));
+            buf.filled_mut()[before..].fill(0);
+            return Poll::Ready(read);
+        }
+        ready!(self.poll_open(cx))?;
+        let with = self.with;
+        self.open()?.poll_read(cx, buf).map_err(|error| tell(error, with, false))
+    }
+}
+
+impl AsyncWrite for TlsConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_open(cx))?;
+        self.open()?.poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_open(cx))?;
+        self.open()?.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_open(cx))?;
+        self.open()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Stage::Failed(raw) = &mut self.stage {
+            return Pin::new(raw).poll_shutdown(cx);
+        }
+        ready!(self.poll_open(cx))?;
+        self.open()?.poll_shutdown(cx)
+    }
+}
+
+/// Streams end when they are dropped. As far as the network takes it at once, the other side is told that nothing is
+/// missing.
+impl Drop for TlsConnection {
+    fn drop(&mut self) {
+        if let Stage::Open(stream) = &mut self.stage {
+            let farewell = std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx));
+            let _ = pin!(unconstrained(farewell)).poll(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
+/// What an error of a stream under TLS tells. The network's own stay as they are.
+fn tell(error: io::Error, with: SocketAddr, handshake: bool) -> io::Error {
+    let kind = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) if handshake => TlsFaultKind::NoTls,
+        Some(why @ (Error::InvalidCertificate(_) | Error::NoCertificatesPresented)) => {
+            TlsFaultKind::Certificate(logs::text(why).to_string())
+        }
+        Some(Error::AlertReceived(alert)) => TlsFaultKind::Alert(format!("{alert:?}")),
+        Some(why) => TlsFaultKind::Broken(logs::text(why).to_string()),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => TlsFaultKind::Cut,
+        None => return error,
+    };
+    let linger = handshake && matches!(kind, TlsFaultKind::NoTls | TlsFaultKind::Certificate(_));
+    // Not `UnexpectedEof`, which is what an honest end too early looks like.
+    io::Error::new(io::ErrorKind::InvalidData, TlsFault { with, kind, linger })
+}
