@@ -5,10 +5,11 @@ use std::{cell::RefCell, io, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
 use actix_memberlist::{
-    Cluster, ClusterBuilder, Config, JoinError, Key, Peer, PeerMessage, StartError, Tls, Until, Upload,
+    Cluster, ClusterBuilder, Config, JoinError, Key, MemberState, Peer, PeerMessage, StartError, Tls, Until,
+    Upload,
     network::{
         Connection, Endpoint, Network,
-        memory::{MemoryNetwork, Tap},
+        memory::{Link, MemoryNetwork, Tap},
     },
     tls::{
         TlsError,
@@ -23,6 +24,7 @@ use memberlist_tests::{
     log::Log,
     paused,
 };
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -469,6 +471,83 @@ fn garbage_behind_a_good_handshake_breaks_that_stream_alone() {
 }
 
 #[test]
+fn handshakes_of_every_wrong_kind_do_a_node_no_harm() {
+    paused(async {
+        let authority = Authority::new();
+        let mut world = cluster(11, &authority, 1).await;
+        let (stranger, own) = (stranger(&world).await, authority.sign(&[NAME], |_| ()));
+        let tap = Tap::default();
+        world.network.tap(tap.clone());
+        let mut whole = connect(&*stranger, authority.client(Some(&own))).await;
+        whole.write_all(b"\xB1\0\x02").await.expect("it is taken");
+        whole.shutdown().await.expect("it is taken");
+        sleep(Duration::from_secs(1)).await;
+        let said = tap.streams()[0].of(true);
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(11);
+        for i in 0..3000 {
+            let mut bytes = said.clone();
+            match i % 3 {
+                0 => bytes.truncate(rng.random_range(0..bytes.len())),
+                1 => (0..rng.random_range(1..4)).for_each(|_| {
+                    let at = rng.random_range(0..bytes.len());
+                    bytes[at] = rng.random();
+                }),
+                _ => {
+                    let at = rng.random_range(0..bytes.len());
+                    let more: Vec<u8> = (0..rng.random_range(1..2000)).map(|_| rng.random()).collect();
+                    bytes.splice(at..at, more);
+                }
+            }
+            let mut stream = stranger.dial(addr(0)).await.expect("it listens");
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
+            let mut answer = Vec::new();
+            let answered = timeout(SOON, stream.read_to_end(&mut answer)).await;
+            assert!(answered.is_ok(), "the stream was left open for {bytes:02x?}");
+        }
+        // A hello that never ends, in records as long as they may be.
+        let mut stream = stranger.dial(addr(0)).await.expect("it listens");
+        let record = [&[0x16, 3, 1, 0x40, 0][..], &[1, 0xFF, 0xFF, 0xFF], &[0; 0x4000 - 4]].concat();
+        let mut sent = 0;
+        let endless = async {
+            while stream.write_all(&record).await.is_ok() {
+                sent += record.len();
+            }
+        };
+        timeout(SOON, endless).await.expect("it is dropped");
+        assert!(sent < 300_000, "{sent} bytes were taken");
+
+        let node = &world.nodes[0];
+        assert_eq!((dropped(node, "panicked"), node.metrics().streams_open), (0, 0));
+        for reason in ["no_tls", "tls_cut", "tls_broken"] {
+            assert!(dropped(node, reason) > 5, "{:?}", faults(node));
+        }
+        start(&mut world, &authority.tls()).await;
+        world.nodes[1].join(&["10.0.0.1:7946"]).await.expect("it joins");
+    });
+}
+
+#[actix_rt::test]
+async fn a_certificate_may_bear_the_address_of_its_node_instead_of_a_common_name() {
+    let authority = Authority::new();
+    let start = async |name: &str, names: &[&str]| {
+        let own = authority.sign(names, |_| ());
+        let tls = Tls::with_configs_by_address(authority.client(Some(&own)), authority.server(&own));
+        let builder = Cluster::builder(name).config(Config::local()).bind(([127, 0, 0, 1], 0).into());
+        builder.tls(tls).start().await.expect("it starts")
+    };
+    let (a, b) = (start("a", &["127.0.0.1", "10.0.0.1"]).await, start("b", &["127.0.0.1"]).await);
+    let elsewhere = start("elsewhere", &["127.0.0.2"]).await;
+    let join = async |from: &Cluster, to: &Cluster| from.join(&[&to.view().local().addr.to_string()]).await;
+    assert!(join(&b, &a).await.is_ok());
+    let joined = join(&a, &elsewhere).await;
+    assert!(matches!(joined, Err(JoinError::Tls(..))), "{joined:?}");
+    for node in [a, b, elsewhere] {
+        node.shutdown().await;
+    }
+}
+
+#[test]
 fn links_that_break_go_on_under_tls_and_nothing_is_lost_or_said_twice() {
     paused(async {
         let authority = Authority::new();
@@ -533,6 +612,54 @@ fn new_certificates_are_used_by_streams_that_begin_from_then_on() {
         let late = world.builder(3).tls(old.tls()).start().await.expect("it starts");
         assert!(matches!(late.join(&["10.0.0.1:7946"]).await, Err(JoinError::Tls(..))));
         late.shutdown().await;
+    });
+}
+
+#[test]
+fn keys_are_changed_over_tls_and_whoever_cannot_be_reached_under_it_is_reported() {
+    paused(async {
+        let (authority, other) = (Authority::new(), Authority::new());
+        let mut world = World::new(12, Config::lan());
+        let tls: Vec<_> = (0..3).map(|_| authority.tls()).collect();
+        for (i, tls) in tls.iter().enumerate() {
+            let node = world.builder(i).tls(tls.clone()).key(key()).start().await.expect("it starts");
+            if i > 0 {
+                node.join(&["10.0.0.1:7946"]).await.expect("it joins");
+            }
+            world.nodes.push(node);
+        }
+        assert_eq!(world.nodes[0].ready(Until::Members(3), SOON).await, Ok(true));
+        let ring = world.nodes[0].keyring().expect("it has one");
+        let rotate = |n: u8| {
+            let new = Key::from_bytes(&[n; 32]).expect("long enough");
+            ring.rotate_cluster(&world.nodes[0], new, Duration::from_secs(30))
+        };
+        rotate(8).await.expect("all follow");
+        tls[2].replace(&other.tls());
+        let report = rotate(9).await.expect_err("one cannot be reached").to_string();
+        assert!(report.contains("n002"), "{report}");
+        assert!(dropped(&world.nodes[0], "tls_certificate") > 0);
+    });
+}
+
+#[test]
+fn who_answers_pings_over_streams_alone_does_so_under_tls() {
+    paused(async {
+        let (authority, other) = (Authority::new(), Authority::new());
+        let mut world = World::new(13, Config { push_pull_interval: Duration::ZERO, ..Config::lan() });
+        let tls = authority.tls();
+        start(&mut world, &tls).await;
+        start(&mut world, &authority.tls()).await;
+        world.nodes[1].join(&["10.0.0.1:7946"]).await.expect("it joins");
+        let lossy = Link { loss: 1.0, ..Link::default() };
+        world.network.set_link(addr(0), addr(1), lossy.clone());
+        world.network.set_link(addr(1), addr(0), lossy);
+        sleep(Duration::from_secs(120)).await;
+        assert!(world.all_hold(0..2, 0, MemberState::Alive) && world.all_hold(0..2, 1, MemberState::Alive));
+        assert_eq!(faults(&world.nodes[0]), []);
+        tls.replace(&other.tls());
+        let counted = |w: &World| dropped(&w.nodes[0], "tls_certificate") > 0;
+        assert!(world.wait_until(SOON, counted).await.is_some(), "{:?}", faults(&world.nodes[0]));
     });
 }
 

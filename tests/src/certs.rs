@@ -1,6 +1,9 @@
 //! Authorities and certificates, made anew by each test.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use actix_memberlist::{
     Tls,
@@ -16,7 +19,7 @@ use actix_memberlist::{
     },
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     date_time_ymd,
 };
 
@@ -50,6 +53,8 @@ impl Certified {
     }
 }
 
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
 /// Who signs certificates.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -57,6 +62,9 @@ impl Authority {
     /// A new one.
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
+        // Whoever has the name of another one is told from it by its signature alone.
+        let name = format!("authority {}", NUMBER.fetch_add(1, Relaxed));
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         Self(CertifiedIssuer::self_signed(params, key).expect("a certificate"))

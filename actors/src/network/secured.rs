@@ -215,7 +215,35 @@ fn tell(error: io::Error, with: SocketAddr, handshake: bool) -> io::Error {
         None if error.kind() == io::ErrorKind::UnexpectedEof => TlsFaultKind::Cut,
         None => return error,
     };
-    let linger = handshake && matches!(kind, TlsFaultKind::NoTls | TlsFaultKind::Certificate(_));
+    let linger = handshake && !matches!(kind, TlsFaultKind::Alert(_) | TlsFaultKind::Cut);
     // Not `UnexpectedEof`, which is what an honest end too early looks like.
     io::Error::new(io::ErrorKind::InvalidData, TlsFault { with, kind, linger })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_a_stream_whose_handshake_has_failed_nothing_is_heard_and_nothing_is_said() {
+        let (raw, mut stranger) = duplex(1000);
+        let with = ([10, 0, 0, 1], 1).into();
+        let mut stream = TlsConnection { stage: Stage::Failed(Box::new(raw)), with };
+        stranger.write_all(b"secret").await.unwrap();
+        let mut heard = [1; 6];
+        assert_eq!(stream.read_exact(&mut heard).await.unwrap(), 6);
+        assert_eq!(heard, [0; 6]);
+        assert_eq!(stream.write(b"answer").await.unwrap_err().kind(), io::ErrorKind::NotConnected);
+        assert_eq!(
+            stream.write_vectored(&[io::IoSlice::new(b"answer")]).await.unwrap_err().kind(),
+            io::ErrorKind::NotConnected
+        );
+        assert_eq!(stream.flush().await.unwrap_err().kind(), io::ErrorKind::NotConnected);
+        stream.shutdown().await.unwrap();
+        let mut said = Vec::new();
+        stranger.read_to_end(&mut said).await.unwrap();
+        assert_eq!(said, b"");
+    }
 }
