@@ -18,6 +18,7 @@
 //! | share a state with all | [`Cluster::share`]: [`SharedState`], [`Export`], [`Merge`] |
 //! | decide who may in | [`ClusterBuilder::admit`]: [`Admit`] |
 //! | keep strangers out | [`ClusterBuilder::key`], [`Keyring`]; [`Cluster::seal_cluster`], [`Cluster::relabel_cluster`] and their [`Rollout`] |
+//! | put streams under TLS | `ClusterBuilder::tls`, `tls`, with the feature of that name |
 //! | measure the way to members | [`Cluster::ping`]; [`Cluster::subscribe_pings`]: [`Pinged`] |
 //! | watch the node | [`Cluster::metrics`] and [`metrics`]; [`Cluster::subscribe_node`]: [`NodeEvent`]; [`Cluster::health`] |
 //! | come back after a restart | [`ClusterBuilder::rejoin_file`], [`store`] |
