@@ -529,7 +529,8 @@ fn handshakes_of_every_wrong_kind_do_a_node_no_harm() {
             }
         };
         timeout(SOON, endless).await.expect("it is dropped");
-        assert!(sent < 300_000, "{sent} bytes were taken");
+        // 64 KiB of it are heard, 1 MiB is thrown away while the node says why, and one window is on its way.
+        assert!(sent < 1_300_000, "{sent} bytes were taken");
 
         let node = &world.nodes[0];
         assert_eq!((dropped(node, "panicked"), node.metrics().streams_open), (0, 0));
