@@ -12,7 +12,7 @@ use actix_memberlist::{
         memory::{Link, MemoryNetwork, Tap},
     },
     tls::{
-        TlsError,
+        TlsError, TlsUse,
         rustls::{ClientConfig, pki_types::ServerName},
     },
 };
@@ -678,6 +678,76 @@ fn who_answers_pings_over_streams_alone_does_so_under_tls() {
     });
 }
 
+/// Breaks all connections between the first three nodes, and lets each of them ask both others.
+async fn all_can_talk(world: &World, step: &str) {
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        world.network.reset_streams(addr(a), addr(b));
+    }
+    for (from, to) in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)] {
+        let asked = async {
+            let to = peer(&world.nodes[from], &world.nodes[to]);
+            while to.ask(&Double(4), Duration::from_secs(5)).await != Ok(8) {}
+        };
+        timeout(SOON, asked).await.unwrap_or_else(|_| panic!("{step}: {from} cannot talk to {to}"));
+    }
+}
+
+#[test]
+fn a_running_cluster_is_taken_to_tls_in_three_steps_and_all_can_talk_all_the_while() {
+    paused(async {
+        let authority = Authority::new();
+        let mut world = World::cluster(15, Config::lan(), 3).await;
+        for node in &world.nodes {
+            serve(node);
+        }
+        let tls: Vec<_> = (0..3).map(|_| authority.tls()).collect();
+        assert_eq!(tls[0].uses(), TlsUse::Required);
+        for i in 0..3 {
+            tls[i].set_use(TlsUse::Heard);
+            world.nodes[i].shutdown().await;
+            let (with, seed) = (tls[i].clone(), 1000 + i as u64);
+            world.nodes[i] = world.builder(i).seed(seed).tls(with).start().await.expect("it starts");
+            serve(&world.nodes[i]);
+            world.nodes[i].join(&[&addr((i + 1) % 3).to_string()]).await.expect("it joins");
+            let all = |w: &World| {
+                let runs: Vec<_> = w.nodes.iter().map(|node| node.view().local().id.clone()).collect();
+                w.nodes.iter().all(|node| {
+                    runs.iter().all(|id| node.peer(id).is_some() || node.view().local().id == *id)
+                })
+            };
+            assert!(world.wait_until(SOON * 3, all).await.is_some(), "{}", world.disagreements(3));
+            all_can_talk(&world, "heard").await;
+        }
+        let tap = Tap::default();
+        for how in [TlsUse::Spoken, TlsUse::Required] {
+            for (i, tls) in tls.iter().enumerate() {
+                tls.set_use(how);
+                // What is replaced meanwhile does not change that.
+                tls.replace(&authority.tls());
+                all_can_talk(&world, &format!("{how:?} at {i}")).await;
+            }
+            if how == TlsUse::Spoken {
+                let plain = world.builder(3).start().await.expect("it starts");
+                assert!(plain.join(&["10.0.0.1:7946"]).await.is_ok());
+                assert!(plain.leave(SOON).await.is_ok());
+                plain.shutdown().await;
+                world.network.tap(tap.clone());
+            }
+        }
+        let streams = tap.streams();
+        assert!(streams.len() > 10 && streams.iter().all(|stream| stream.of(true)[0] == 0x16));
+        let late = world.builder(4).start().await.expect("it starts");
+        assert!(matches!(late.join(&["10.0.0.1:7946"]).await, Err(JoinError::Tls(..))));
+        for node in &world.nodes {
+            assert!(
+                faults(node).iter().all(|(reason, _)| ["no_tls", "tls_cut"].contains(reason)),
+                "{:?}",
+                faults(node)
+            );
+        }
+    });
+}
+
 #[test]
 fn tls_alone_lets_no_node_start_off_loopback_and_the_error_says_why() {
     paused(async {
@@ -692,6 +762,36 @@ fn tls_alone_lets_no_node_start_off_loopback_and_the_error_says_why() {
         assert!(text.contains("TLS is for streams: datagrams need the key"), "{text}");
         builder().key(key()).start().await.expect("with a key it starts").shutdown().await;
         builder().plaintext().start().await.expect("with leave it starts").shutdown().await;
+    });
+}
+
+#[test]
+fn a_silent_stream_has_the_same_time_where_streams_without_tls_are_taken_in() {
+    paused(async {
+        let tls = Authority::new().tls();
+        tls.set_use(TlsUse::Spoken);
+        let mut world = World::new(16, Config::lan());
+        start(&mut world, &tls).await;
+        let stranger = stranger(&world).await;
+        for said in [&b""[..], b"\xB1", b"\x16", b"\x16\x03\x01"] {
+            let before = dropped(&world.nodes[0], "stream_timeout");
+            let mut stream = stranger.dial(addr(0)).await.expect("it listens");
+            stream.write_all(said).await.expect("it is taken");
+            let mut answer = Vec::new();
+            timeout(SOON, stream.read_to_end(&mut answer))
+                .await
+                .expect("it is dropped")
+                .expect("with an end");
+            assert_eq!(
+                (answer.len(), dropped(&world.nodes[0], "stream_timeout")),
+                (0, before + 1),
+                "{said:?}"
+            );
+        }
+        // Who goes without a word has said too little, as at any other node.
+        drop(stranger.dial(addr(0)).await.expect("it listens"));
+        let counted = |w: &World| dropped(&w.nodes[0], "truncated") == 1;
+        assert!(world.wait_until(SOON, counted).await.is_some());
     });
 }
 

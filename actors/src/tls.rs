@@ -31,9 +31,10 @@ use std::{
     fmt, io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio_rustls::TlsAcceptor;
 pub use tokio_rustls::rustls;
 
 use rustls::{
@@ -63,7 +64,8 @@ pub struct Tls(Arc<Mutex<Ends>>);
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls").field("expect", &self.ends().expect).finish_non_exhaustive()
+        let Ends { expect, how, .. } = self.ends();
+        f.debug_struct("Tls").field("expect", &expect).field("use", &how).finish_non_exhaustive()
     }
 }
 
@@ -72,6 +74,20 @@ struct Ends {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
     expect: Expect,
+    how: TlsUse,
+}
+
+/// How far a running cluster has come on its way to TLS: nodes of one step and of the next understand each other, and
+/// those of the first one understand nodes that have no TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsUse {
+    /// Streams are taken in with TLS and without it, and dialled without.
+    Heard,
+    /// Streams are taken in with TLS and without it, and dialled with it.
+    Spoken,
+    /// Nothing goes without TLS.
+    #[default]
+    Required,
 }
 
 /// What the certificate of whoever was dialled has to bear.
@@ -212,35 +228,59 @@ impl Tls {
     }
 
     fn of(client: ClientConfig, server: ServerConfig, expect: Expect) -> Self {
-        Self(Arc::new(Mutex::new(Ends { client: Arc::new(client), server: Arc::new(server), expect })))
+        let (client, server) = (Arc::new(client), Arc::new(server));
+        Self(Arc::new(Mutex::new(Ends { client, server, expect, how: TlsUse::Required })))
     }
 
-    /// Streams that are dialled or accepted from now on are under what `with` has now. Those that are open stay as
-    /// they are.
+    fn lock(&self) -> MutexGuard<'_, Ends> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether streams have to be under TLS; at first they have. A cluster is taken to TLS while it runs in three steps:
+    /// each node is started anew with TLS and [`TlsUse::Heard`]; each is set to [`TlsUse::Spoken`]; each is set to
+    /// [`TlsUse::Required`]. Streams that are open stay as they are. Until the last step whoever could get a stream
+    /// without TLS still can.
+    pub fn set_use(&self, how: TlsUse) {
+        self.lock().how = how;
+    }
+
+    /// What was [set](Self::set_use).
+    pub fn uses(&self) -> TlsUse {
+        self.lock().how
+    }
+
+    /// Streams that are dialled or accepted from now on are under what `with` has now, but for its
+    /// [use](Self::set_use). Those that are open stay as they are.
     ///
     /// To change the authority of a running cluster, let all nodes trust both, then give all of them certificates of
     /// the new one, then let all trust that one alone.
     pub fn replace(&self, with: &Tls) {
         let ends = with.ends();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = ends;
+        let mut own = self.lock();
+        *own = Ends { how: own.how, ..ends };
     }
 
     fn ends(&self) -> Ends {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().clone()
     }
 
-    pub(crate) fn server(&self) -> Arc<ServerConfig> {
-        self.ends().server
-    }
-
-    /// For a dial: also the name to be verified there.
-    pub(crate) fn client(&self, to: SocketAddr) -> (Arc<ClientConfig>, ServerName<'static>) {
+    /// For a stream that is accepted.
+    pub(crate) fn server(&self) -> (TlsAcceptor, TlsUse) {
         let ends = self.ends();
+        (ends.server.into(), ends.how)
+    }
+
+    /// For a dial, if it is to be under TLS: also the name to be verified there.
+    pub(crate) fn client(&self, to: SocketAddr) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+        let ends = self.ends();
+        if ends.how == TlsUse::Heard {
+            return None;
+        }
         let name = match ends.expect {
             Expect::Name(name) => name,
             Expect::Address => ServerName::IpAddress(to.ip().to_canonical().into()),
         };
-        (ends.client, name)
+        Some((ends.client, name))
     }
 }
 

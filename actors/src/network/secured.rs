@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   accepted:  Shaking ──► Open          the handshake is done by whoever reads or writes first, in that one's time
-//!                 └──────► Failed        what still comes is thrown away, nothing is written
+//!               ▲  └─────► Failed        what still comes is thrown away, nothing is written
+//!             First ─────► Plain         only where streams without TLS are taken in: the first byte tells
 //!   dialled:   Open                      the handshake is a part of the dial
 //! ```
 
@@ -29,9 +30,13 @@ use super::{
     Binding, Connection, Dialing, Endpoint, Host, Network,
     fault::{TlsFault, TlsFaultKind},
 };
-use crate::{logs, tls::Tls};
+use crate::{
+    logs,
+    tls::{Tls, TlsUse},
+};
 
-type Raw = Box<dyn Connection>;
+/// The first byte of whoever begins with TLS.
+const HANDSHAKE: u8 = 0x16;
 
 /// A network whose streams go through TLS.
 pub(crate) struct Secured {
@@ -87,16 +92,21 @@ impl Endpoint for SecuredEndpoint {
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Connection>, SocketAddr)>> {
         let (raw, from) = ready!(self.inner.poll_accept(cx))?;
-        let accept = TlsAcceptor::from(self.tls.server()).accept(raw).into_fallible();
-        let stream = TlsConnection { stage: Stage::Shaking(Box::new(accept)), with: canonical(from) };
-        Poll::Ready(Ok((Box::new(stream), from)))
+        let raw = Raw { first: None, rest: raw };
+        let (acceptor, how) = self.tls.server();
+        let stage = match how {
+            TlsUse::Required => Stage::Shaking(Box::new(acceptor.accept(raw).into_fallible())),
+            TlsUse::Heard | TlsUse::Spoken => Stage::First(Some((raw, acceptor))),
+        };
+        Poll::Ready(Ok((Box::new(TlsConnection { stage, with: canonical(from) }), from)))
     }
 
     fn dial(&self, to: SocketAddr) -> Dialing {
         let (dialing, tls) = (self.inner.dial(to), self.tls.clone());
         Box::pin(async move {
             let raw = dialing.await?;
-            let (config, name) = tls.client(to);
+            let Some((config, name)) = tls.client(to) else { return Ok(raw) };
+            let raw = Raw { first: None, rest: raw };
             let stream = TlsConnector::from(config).connect(name, raw).await;
             let stream = stream.map_err(|error| tell(error, to, true))?;
             let stage = Stage::Open(Box::new(TlsStream::Client(stream)));
@@ -105,7 +115,58 @@ impl Endpoint for SecuredEndpoint {
     }
 }
 
+/// A stream of the network below, and its first byte, if that has been looked at.
+struct Raw {
+    first: Option<u8>,
+    rest: Box<dyn Connection>,
+}
+
+impl AsyncRead for Raw {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buf.remaining() > 0
+            && let Some(first) = self.first.take()
+        {
+            buf.put_slice(&[first]);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.rest).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Raw {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.rest).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.rest).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.rest.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.rest).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.rest).poll_shutdown(cx)
+    }
+}
+
 enum Stage {
+    /// Always there, but for the moment in which it becomes another.
+    First(Option<(Raw, TlsAcceptor)>),
+    Plain(Raw),
     Shaking(Box<FallibleAccept<Raw>>),
     Open(Box<TlsStream<Raw>>),
     Failed(Raw),
@@ -119,6 +180,20 @@ struct TlsConnection {
 impl TlsConnection {
     /// Does what is left of the handshake.
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Stage::First(first) = &mut self.stage {
+            let Some((raw, _)) = first else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+            let mut byte = [0];
+            let mut buf = ReadBuf::new(&mut byte);
+            ready!(Pin::new(raw).poll_read(cx, &mut buf))?;
+            let byte = buf.filled().first().copied();
+            let Some((mut raw, acceptor)) = first.take() else { return Poll::Pending };
+            raw.first = byte;
+            self.stage = if byte == Some(HANDSHAKE) {
+                Stage::Shaking(Box::new(acceptor.accept(raw).into_fallible()))
+            } else {
+                Stage::Plain(raw)
+            };
+        }
         if let Stage::Shaking(accept) = &mut self.stage {
             match ready!(Pin::new(accept).poll(cx)) {
                 Ok(stream) => self.stage = Stage::Open(Box::new(TlsStream::Server(stream))),
@@ -132,9 +207,10 @@ impl TlsConnection {
     }
 
     /// The stream, whose handshake is done.
-    fn open(&mut self) -> io::Result<Pin<&mut TlsStream<Raw>>> {
+    fn open(&mut self) -> io::Result<Pin<&mut dyn Connection>> {
         match &mut self.stage {
-            Stage::Open(stream) => Ok(Pin::new(stream)),
+            Stage::Open(stream) => Ok(Pin::new(&mut **stream)),
+            Stage::Plain(raw) => Ok(Pin::new(raw)),
             _ => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -233,7 +309,8 @@ mod tests {
     async fn of_a_stream_whose_handshake_has_failed_nothing_is_heard_and_nothing_is_said() {
         let (raw, mut stranger) = duplex(1000);
         let with = ([10, 0, 0, 1], 1).into();
-        let mut stream = TlsConnection { stage: Stage::Failed(Box::new(raw)), with };
+        let raw = Raw { first: None, rest: Box::new(raw) };
+        let mut stream = TlsConnection { stage: Stage::Failed(raw), with };
         stranger.write_all(b"secret").await.unwrap();
         let mut heard = [1; 6];
         assert_eq!(stream.read_exact(&mut heard).await.unwrap(), 6);
