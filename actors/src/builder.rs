@@ -56,6 +56,8 @@ impl ClusterBuilder {
             tags: Tags::new(),
             ping_payload: Bytes::new(),
             network: Arc::new(SystemNetwork),
+            #[cfg(feature = "tls")]
+            tls: None,
             resolver: Arc::new(DnsResolver::system()),
             sources: Vec::new(),
             store: None,
@@ -161,6 +163,16 @@ impl ClusterBuilder {
     /// The network; without it [`SystemNetwork`].
     pub fn network<N: Network>(mut self, n: N) -> Self {
         self.plan.network = Arc::new(n);
+        self
+    }
+
+    /// Puts all streams under TLS, over whatever network. Datagrams are not: they still want a [`key`](Self::key), and
+    /// off loopback a start without one still fails. See [`tls`](crate::tls).
+    ///
+    /// A node that has TLS and one that has none exchange no states and have no links; both say so.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, t: crate::Tls) -> Self {
+        self.plan.tls = Some(t);
         self
     }
 

@@ -55,6 +55,10 @@ pub enum JoinError {
     /// Its answer was not understood.
     #[error("the answer of {0} was not understood: {1}")]
     Garbled(SocketAddr, String),
+    /// There is no stream under TLS to it: one of the two nodes has no TLS, or does not accept the other one's
+    /// certificate.
+    #[error("no TLS with {0}: {1}")]
+    Tls(SocketAddr, String),
     /// It said no.
     #[error("refused: {0}")]
     Refused(Refusal),

@@ -113,6 +113,11 @@ pub(crate) async fn push_pull(
     up(&ring.counters.states_dialled);
     let connection = dial(ring, addr, limit).await.map_err(|failure| match failure {
         Failure::Timeout => JoinError::Timeout,
+        Failure::Tls(fault) => {
+            let why = fault.to_string();
+            count(ring, &Failure::Tls(fault));
+            JoinError::Tls(addr, why)
+        }
         failure => JoinError::Unreachable(addr, failure.to_string()),
     })?;
     let mut line = Line::new(ring, connection);
@@ -123,7 +128,8 @@ pub(crate) async fn push_pull(
         if let Err(Failure::Broken(error)) = written {
             // Whoever does not understand the first byte may answer, and close, before all is written.
             return match line.answer(0).await {
-                Err(refused @ (Failure::OtherWire | Failure::Refused(_))) => Err(refused),
+                Err(refused @ (Failure::OtherWire | Failure::Refused(_) | Failure::Tls(_))) => Err(refused),
+                Err(tls @ Failure::Wire(WireError::Tls)) => Err(tls),
                 _ => Err(Failure::Broken(error)),
             };
         }
@@ -143,6 +149,10 @@ pub(crate) async fn push_pull(
             Failure::OtherWire => JoinError::Refused(Refusal::Wire),
             Failure::Refused(refusal) => JoinError::Refused(refusal),
             Failure::Timeout => JoinError::Timeout,
+            Failure::Tls(fault) => JoinError::Tls(addr, fault.to_string()),
+            Failure::Wire(WireError::Tls) => {
+                JoinError::Tls(addr, "it speaks TLS, and this node does not".into())
+            }
             Failure::Broken(_) | Failure::Wire(WireError::Truncated) => JoinError::NoAnswer(addr),
             failure => JoinError::Garbled(addr, failure.to_string()),
         }

@@ -322,7 +322,7 @@ async fn enough(
     let mut errors: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
     errors.sort_by_key(|error| match error {
         JoinError::Refused(_) => 0,
-        JoinError::NoAnswer(_) | JoinError::Garbled(..) => 1,
+        JoinError::NoAnswer(_) | JoinError::Garbled(..) | JoinError::Tls(..) => 1,
         _ => 2,
     });
     Err(errors.into_iter().next().unwrap_or(JoinError::NoSeeds))

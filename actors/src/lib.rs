@@ -18,6 +18,7 @@
 //! | share a state with all | [`Cluster::share`]: [`SharedState`], [`Export`], [`Merge`] |
 //! | decide who may in | [`ClusterBuilder::admit`]: [`Admit`] |
 //! | keep strangers out | [`ClusterBuilder::key`], [`Keyring`]; [`Cluster::seal_cluster`], [`Cluster::relabel_cluster`] and their [`Rollout`] |
+//! | put streams under TLS | `ClusterBuilder::tls`, `tls`, with the feature of that name |
 //! | measure the way to members | [`Cluster::ping`]; [`Cluster::subscribe_pings`]: [`Pinged`] |
 //! | watch the node | [`Cluster::metrics`] and [`metrics`]; [`Cluster::subscribe_node`]: [`NodeEvent`]; [`Cluster::health`] |
 //! | come back after a restart | [`ClusterBuilder::rejoin_file`], [`store`] |
@@ -28,8 +29,9 @@
 //! None of a program's own code runs in the node, but for what reads and writes its [`PeerMessage`]s: what the node
 //! wants of it are values, messages to its actors, and questions to them that have a deadline.
 //!
-//! Features, none of them on by default: `metrics` hands the metrics to the facade of that name; `testing` brings a
-//! network in memory in virtual time, faults on any network (`Cluster::faults`), injected panics, and traces.
+//! Features, none of them on by default: `metrics` hands the metrics to the facade of that name; `tls` puts streams
+//! under TLS, with `ClusterBuilder::tls`; `testing` brings a network in memory in virtual time, faults on any network
+//! (`Cluster::faults`), injected panics, and traces.
 //!
 //! ```text
 //!             ┌──────────────► NodeState ───────────────┐
@@ -82,6 +84,8 @@ mod state;
 pub mod store;
 mod streams;
 pub mod supervisor;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(feature = "testing")]
 pub mod trace;
 mod transport;
@@ -119,6 +123,8 @@ pub use resolve::{DnsResolver, Resolver, Resolving};
 pub use rollout::Rollout;
 pub use select::{Fanout, Select};
 pub use store::{FileStore, Store};
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 pub use typed::{FromPeer, Lane, PeerMessage};
 pub use uploads::{Body, Upload};
 

@@ -57,6 +57,16 @@ pub(crate) enum Line {
     StreamTimeout,
     /// A stream that broke.
     StreamBroken,
+    /// A stream with somebody who speaks no TLS.
+    NoTls,
+    /// A stream with somebody whose certificate is not accepted.
+    TlsCertificate,
+    /// A stream that the other side has ended with a TLS alert.
+    TlsAlert,
+    /// A stream that ended without TLS's farewell.
+    TlsCut,
+    /// A stream of which the TLS handshake, or what came after it, is broken.
+    TlsBroken,
     /// A stream that the node had no time for.
     StreamUnserved,
     /// A link without a connection.
@@ -124,13 +134,18 @@ pub(crate) enum Line {
 }
 
 /// The plain ones: how serious each is, and what it is called when it is counted.
-const PLAIN: [(Line, Level, &str); 38] = [
+const PLAIN: [(Line, Level, &str); 43] = [
     (Line::Change, Level::INFO, "changes of members"),
     (Line::Conflict, Level::WARN, "claims of the name of a member"),
     (Line::Refused, Level::WARN, "states of peers that were refused"),
     (Line::NoExchange, Level::DEBUG, "exchanges of states that failed"),
     (Line::StreamTimeout, Level::DEBUG, "streams that took too long"),
     (Line::StreamBroken, Level::DEBUG, "streams that broke"),
+    (Line::NoTls, Level::WARN, "streams without TLS"),
+    (Line::TlsCertificate, Level::WARN, "streams with certificates that are not accepted"),
+    (Line::TlsAlert, Level::WARN, "streams that the other side ended with a TLS alert"),
+    (Line::TlsCut, Level::DEBUG, "streams that ended without TLS's farewell"),
+    (Line::TlsBroken, Level::WARN, "streams whose TLS is broken"),
     (Line::LinkLost, Level::DEBUG, "connections of links that have ended"),
     (Line::StreamUnserved, Level::DEBUG, "streams that the node had no time for"),
     (Line::TooManyStreams, Level::WARN, "streams for which there was no room"),
@@ -412,6 +427,7 @@ pub(crate) fn hint(error: WireError) -> &'static str {
         WireError::ForeignMemberlist => {
             "a node of HashiCorp's memberlist, or one with a key, seems to talk to this port"
         }
+        WireError::Tls => "check that each node of the cluster is given TLS, or none is: this one is not",
         WireError::Foreign => "something else than a node of this cluster talks to this port",
         WireError::Sealed => "check that each node of the cluster is given the same keys",
         WireError::Unsealed => {

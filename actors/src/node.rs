@@ -21,6 +21,8 @@ use memberlist_protocol::{
 };
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
+#[cfg(feature = "tls")]
+use crate::network::secured::Secured;
 use crate::{
     advertise::{self, Advertised},
     delegates::{self, Delegates},
@@ -62,6 +64,8 @@ pub(crate) struct Plan {
     pub(crate) tags: Tags,
     pub(crate) ping_payload: Bytes,
     pub(crate) network: Arc<dyn Network>,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<crate::Tls>,
     pub(crate) resolver: Arc<dyn Resolver>,
     pub(crate) sources: Vec<Source>,
     pub(crate) store: Option<Place>,
@@ -106,7 +110,7 @@ impl Plan {
         if self.keyring.is_none() {
             return Err(ConfigError::new(
                 "key",
-                format!("none, and {open} is not on loopback"),
+                format!("none, and {open} is not on loopback{}", self.but_tls()),
                 "off loopback with .key(..), or else with .plaintext(): whoever reaches the port can then join \
                  and forge",
             ));
@@ -139,6 +143,15 @@ impl Plan {
     #[cfg(not(feature = "testing"))]
     pub(crate) fn with_faults(self) -> Self {
         self
+    }
+
+    /// What whoever has given TLS, but no key, may not know.
+    fn but_tls(&self) -> &'static str {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return " (TLS is for streams: datagrams need the key)";
+        }
+        ""
     }
 
     fn rng(&self) -> Result<Xoshiro256PlusPlus, StartError> {
@@ -180,6 +193,10 @@ pub(crate) async fn start(
         Some(store) => Some(rejoin::read(store, &plan.name, &plan.labels, &plan.config).await),
         None => None,
     };
+    #[cfg(feature = "tls")]
+    if let Some(tls) = plan.tls.take() {
+        plan.network = Arc::new(Secured::new(plan.network, tls));
+    }
     let endpoint = plan.network.bind(bind).await.map_err(|error| StartError::Bind(bind, error))?;
     let mut rng = plan.rng()?;
     let start = now();

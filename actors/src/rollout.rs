@@ -36,7 +36,7 @@ use crate::{
     messages::ToTransport,
     metrics::{Lost, up},
     ring::{Doors, Shared},
-    streams::{Failure, Line, Permit, dial},
+    streams::{Failure, Line, Permit, count, dial},
     transport::{Open, Use},
 };
 
@@ -298,7 +298,12 @@ pub(crate) async fn give(
     match given.await {
         Ok(standing) if standing.id == to => Ok(standing),
         Ok(standing) => Err(format!("{} answers in its place", logs::node(&standing.id))),
-        Err(failure) => Err(failure.to_string()),
+        Err(failure) => {
+            if matches!(failure, Failure::Tls(_)) {
+                count(ring, &failure);
+            }
+            Err(failure.to_string())
+        }
     }
 }
 

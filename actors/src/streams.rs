@@ -19,7 +19,10 @@ use memberlist_protocol::{
     wire::{
         WireError, codec,
         compress::{BLOCK, BLOCK_HEAD, BlockHead, WORTHWHILE, pack_block},
-        frame::{Barrier, Envelope, Head, LABEL, OTHER_WIRE, REFUSED, StreamKind, check_wire, is_other_wire},
+        frame::{
+            Barrier, Envelope, Head, LABEL, OTHER_WIRE, REFUSED, StreamKind, check_wire, is_other_wire,
+            may_be_alert,
+        },
         guard::Opened,
         message::{Ack, Message, Ping},
         seal::{End, Half, Opening, SEAL_HEAD},
@@ -44,6 +47,7 @@ use crate::{
     network::{
         Connection,
         channel::{Channel, Refused as Closed},
+        fault::{TlsFault, TlsFaultKind},
     },
     ring::Shared,
     rollout::{self, Way},
@@ -96,6 +100,8 @@ pub(crate) enum Failure {
     OtherWire,
     #[error("{0}")]
     Refused(Refusal),
+    #[error("{0}")]
+    Tls(Box<TlsFault>),
     #[error("the node is busy, or stops")]
     Unserved,
 }
@@ -105,6 +111,9 @@ impl From<io::Error> for Failure {
         let inner = error.get_ref();
         if let Some(wire) = inner.and_then(|inner| inner.downcast_ref::<WireError>()) {
             return Self::Wire(*wire);
+        }
+        if let Some(fault) = TlsFault::of(&error) {
+            return Self::Tls(Box::new(fault.clone()));
         }
         match inner.and_then(|inner| inner.downcast_ref::<Closed>()) {
             Some(Closed(why)) => Self::refused(*why),
@@ -437,7 +446,15 @@ impl<'a> Line<'a> {
             self.read_exact(&mut why, Instant::now() + self.limit).await?;
             return Err(Failure::refused(Barrier::read(why[0])?));
         }
-        self.body(len, max).await
+        match self.body(len, max).await {
+            // No answer was, but the end or too much of one: so it was an alert.
+            Err(Failure::Wire(WireError::Truncated | WireError::TooLong) | Failure::Broken(_))
+                if may_be_alert(len) =>
+            {
+                Err(WireError::Tls.into())
+            }
+            body => body,
+        }
     }
 
     /// The length of the next frame, unless the other side has ended the stream.
@@ -553,7 +570,8 @@ impl<'a> Line<'a> {
     async fn refuse(&mut self, answer: &[u8]) {
         // Whatever was sealed has led to nothing.
         self.channel.unseal();
-        let (channel, missing) = (&mut self.channel, ANSWERED.saturating_sub(self.heard));
+        let missing = if answer.is_empty() { 0 } else { ANSWERED.saturating_sub(self.heard) };
+        let channel = &mut self.channel;
         let sent = &self.ring.counters.stream_bytes_sent;
         let farewell = async {
             let mut rest = [0; ANSWERED];
@@ -629,16 +647,18 @@ pub(crate) async fn serve(ring: Shared, permit: Permit, connection: Box<dyn Conn
     if let Err(failure) = served(&ring, &permit, &mut line, from).await {
         count(&ring, &failure);
         match failure {
-            Failure::Wire(WireError::WireVersion) => line.refuse(&OTHER_WIRE).await,
+            Failure::Wire(WireError::WireVersion | WireError::Tls) => line.refuse(&OTHER_WIRE).await,
             Failure::Wire(error) => {
                 if let Some(barrier) = Barrier::of(error) {
                     line.refuse(&barrier.answer()).await;
                 }
             }
+            // Its alert is on the way.
+            Failure::Tls(ref fault) if fault.linger => line.refuse(&[]).await,
             _ => {}
         }
         match failure {
-            Failure::OtherWire | Failure::Refused(_) => {}
+            Failure::OtherWire | Failure::Refused(_) | Failure::Tls(_) => {}
             Failure::Timeout => {
                 say!(ring, Kind::StreamTimeout, debug, %from, "stream dropped: it takes too long")
             }
@@ -662,6 +682,15 @@ pub(crate) fn count(ring: &Shared, failure: &Failure) {
         Failure::Wire(error) => ring.counters.drop(*error),
         Failure::OtherWire => ring.counters.drop(WireError::WireVersion),
         Failure::Refused(_) => ring.counters.drop(Lost::StreamRefused),
+        Failure::Tls(fault) => {
+            ring.counters.drop(fault.lost());
+            let with = fault.with;
+            if fault.kind == TlsFaultKind::Cut {
+                say!(ring, fault.line(), debug, %with, "a stream has ended: {fault}");
+            } else {
+                say!(ring, fault.line(), warn, %with, "a stream has ended: {fault}");
+            }
+        }
         Failure::Unserved => {}
     }
 }
@@ -721,6 +750,10 @@ pub(crate) async fn ping(
     };
     match timeout_at(deadline, exchange).await {
         Ok(Ok(Message::Ack(ack))) => ack.seq == seq,
+        Ok(Err(failure @ Failure::Tls(_))) => {
+            count(ring, &failure);
+            false
+        }
         _ => false,
     }
 }

@@ -35,6 +35,15 @@ pub const OTHER_WIRE: [u8; 6] = [0xFF, 0xFF, 0xFF, 0xFF, WIRE, WIRE];
 /// which is that of a [`Barrier`].
 pub const REFUSED: [u8; 4] = [0xFE, 0xFF, 0xFF, 0xFF];
 
+/// The first byte of whoever begins with TLS.
+const TLS: u8 = 0x16;
+
+/// Whether the four bytes that an answer begins with may be those of a TLS alert: of a node that has TLS, and takes
+/// in nothing else. As a length they are one that an answer may have, but an alert ends three bytes later.
+pub fn may_be_alert(answer: [u8; 4]) -> bool {
+    matches!(answer, [0x15, 3, _, 0])
+}
+
 /// Why a stream is refused before anything in it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Barrier {
@@ -81,12 +90,13 @@ pub fn is_other_wire(answer: [u8; 4]) -> bool {
 /// Whether a first byte is this wire's.
 ///
 /// # Errors
-/// [`WireError::WireVersion`], [`WireError::ForeignMemberlist`] or [`WireError::Foreign`].
+/// [`WireError::WireVersion`], [`WireError::ForeignMemberlist`], [`WireError::Tls`] or [`WireError::Foreign`].
 pub fn check_wire(first: u8) -> Result<(), WireError> {
     match first {
         WIRE => Ok(()),
         _ if LATER.contains(&first) => Err(WireError::WireVersion),
         0..=LAST_OF_MEMBERLIST | LABEL => Err(WireError::ForeignMemberlist),
+        TLS => Err(WireError::Tls),
         _ => Err(WireError::Foreign),
     }
 }

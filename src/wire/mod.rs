@@ -26,6 +26,9 @@ pub enum WireError {
     /// The first byte is one that HashiCorp's memberlist sends.
     #[error("the first byte is one of HashiCorp memberlist's")]
     ForeignMemberlist,
+    /// The first byte is that of TLS, which has come to a node without it.
+    #[error("the first byte is that of TLS")]
+    Tls,
     /// The first byte is that of another version of this wire.
     #[error("another version of this wire")]
     WireVersion,
@@ -90,9 +93,10 @@ pub enum WireError {
 
 impl WireError {
     /// Each of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Foreign,
         Self::ForeignMemberlist,
+        Self::Tls,
         Self::WireVersion,
         Self::Label,
         Self::Flags,
@@ -120,6 +124,7 @@ impl WireError {
         match self {
             Self::Foreign => "foreign",
             Self::ForeignMemberlist => "foreign_memberlist",
+            Self::Tls => "tls",
             Self::WireVersion => "wire_version",
             Self::Label => "label",
             Self::Flags => "flags",

@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 pub mod agents;
+pub mod certs;
 pub mod dns;
 pub mod hosts;
 pub mod log;

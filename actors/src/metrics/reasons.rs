@@ -31,6 +31,16 @@ pub(crate) enum Lost {
     StreamBroken,
     /// A stream that the other side refused for its label or its key.
     StreamRefused,
+    /// A stream with somebody who speaks no TLS.
+    NoTls,
+    /// A stream with somebody whose certificate is not accepted.
+    TlsCertificate,
+    /// A stream that the other side has ended with a TLS alert.
+    TlsAlert,
+    /// A stream that ended without TLS's farewell.
+    TlsCut,
+    /// A stream of which the TLS handshake, or what came after it, is broken.
+    TlsBroken,
     /// A user's broadcast that had been seen.
     SeenBroadcast,
     /// A user's message that nobody handles here.
@@ -92,7 +102,7 @@ pub(crate) enum Lost {
 }
 
 impl Lost {
-    pub(crate) const ALL: [(Self, &'static str); 40] = [
+    pub(crate) const ALL: [(Self, &'static str); 45] = [
         (Self::InboxNews, "inbox_news"),
         (Self::InboxControl, "inbox_control"),
         (Self::WouldBlock, "would_block"),
@@ -104,6 +114,11 @@ impl Lost {
         (Self::StreamTimeout, "stream_timeout"),
         (Self::StreamBroken, "stream_broken"),
         (Self::StreamRefused, "stream_refused"),
+        (Self::NoTls, "no_tls"),
+        (Self::TlsCertificate, "tls_certificate"),
+        (Self::TlsAlert, "tls_alert"),
+        (Self::TlsCut, "tls_cut"),
+        (Self::TlsBroken, "tls_broken"),
         (Self::SeenBroadcast, "seen_broadcast"),
         (Self::NoHandler, "no_handler"),
         (Self::HandlerBusy, "handler_busy"),
@@ -158,7 +173,12 @@ impl Lost {
             | Self::TooManyStreamsOfSource
             | Self::StreamTimeout
             | Self::StreamBroken
-            | Self::StreamRefused => "streams",
+            | Self::StreamRefused
+            | Self::NoTls
+            | Self::TlsCertificate
+            | Self::TlsAlert
+            | Self::TlsCut
+            | Self::TlsBroken => "streams",
             Self::SeenBroadcast
             | Self::NoHandler
             | Self::HandlerBusy

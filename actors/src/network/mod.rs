@@ -13,10 +13,13 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) mod channel;
+pub(crate) mod fault;
 #[cfg(feature = "testing")]
 pub mod faulty;
 #[cfg(feature = "testing")]
 pub mod memory;
+#[cfg(feature = "tls")]
+pub(crate) mod secured;
 mod system;
 
 pub use system::SystemNetwork;

@@ -193,6 +193,7 @@ fn each_kind_of_bad_packet_has_its_reason() {
         (with(0, 7), WireError::ForeignMemberlist),
         (with(0, 244), WireError::ForeignMemberlist),
         (with(0, 0xB0), WireError::Foreign),
+        (with(0, 0x16), WireError::Tls),
         (with(0, 0xB2), WireError::WireVersion),
         (with(0, 0xBF), WireError::WireVersion),
         (with(0, 0xC0), WireError::Foreign),

@@ -63,6 +63,23 @@ impl AsyncWrite for MemoryStream {
         self.network.with(|state| state.poll_write(self.id, self.side, cx, buf))
     }
 
+    /// In one piece, as TCP would send it.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut piece = Vec::new();
+        for buf in bufs {
+            piece.extend_from_slice(&buf[..buf.len().min(WINDOW - piece.len())]);
+        }
+        self.poll_write(cx, &piece)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
