@@ -15,6 +15,7 @@ pub mod dns;
 pub mod hosts;
 pub mod log;
 pub mod netns;
+pub mod simulate;
 pub mod story;
 
 /// The program in the README compiles and runs.
