@@ -17,6 +17,7 @@ pub mod hosts;
 pub mod log;
 pub mod netns;
 pub mod proxy;
+pub mod simulate;
 pub mod story;
 
 /// The program in the README compiles and runs.

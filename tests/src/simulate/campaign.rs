@@ -1,0 +1,116 @@
+//! Many runs, on all cores; and what is left of a schedule when everything is taken away that the failure does not need.
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::{Fault, Plan, Report, Rule, run};
+
+/// What a campaign has seen.
+#[derive(Debug, Default)]
+pub struct Campaign {
+    /// Runs.
+    pub runs: u64,
+    /// Seeds whose runs broke a rule.
+    pub failed: Vec<(u64, Report)>,
+    /// Runs in which each fault happened.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Events that subscribers heard.
+    pub heard: BTreeMap<&'static str, u64>,
+    /// How long it took until all agreed.
+    pub agreed: Vec<Duration>,
+}
+
+impl Campaign {
+    /// Runs all `seeds` with `nodes` nodes each, on `threads` threads, until `most` have failed. `tell` hears of each
+    /// that is over.
+    pub fn go(
+        seeds: Range<u64>,
+        nodes: impl Fn(u64) -> usize + Sync,
+        threads: usize,
+        most: usize,
+        tell: impl Fn(u64, &Report) + Sync,
+    ) -> Self {
+        let (next, all) = (AtomicU64::new(seeds.start), Mutex::new(Self::default()));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Relaxed);
+                        let enough = all.lock().unwrap_or_else(PoisonError::into_inner).failed.len() >= most;
+                        if seed >= seeds.end || enough {
+                            return;
+                        }
+                        let report = run(&Plan::of(seed, nodes(seed)));
+                        tell(seed, &report);
+                        all.lock().unwrap_or_else(PoisonError::into_inner).add(seed, report);
+                    }
+                });
+            }
+        });
+        let mut all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+        all.failed.sort_by_key(|(seed, _)| *seed);
+        all.agreed.sort_unstable();
+        all
+    }
+
+    fn add(&mut self, seed: u64, report: Report) {
+        self.runs += 1;
+        for fault in report.faults.keys() {
+            *self.faults.entry(fault).or_default() += 1;
+        }
+        for (kind, n) in &report.heard {
+            *self.heard.entry(kind).or_default() += n;
+        }
+        self.agreed.extend(report.agreed);
+        if report.broken.is_some() {
+            self.failed.push((seed, report));
+        }
+    }
+
+    /// The faults that have never happened.
+    pub fn missing(&self) -> Vec<&'static str> {
+        Fault::NAMES.into_iter().filter(|name| !self.faults.contains_key(name)).collect()
+    }
+}
+
+/// The smallest schedule found that still breaks `rule`: events are taken away, then befall fewer, then last less long.
+pub fn shrink(plan: &Plan, rule: Rule, most: usize) -> Plan {
+    let mut best = plan.clone();
+    let mut left = most;
+    let mut fails = |plan: &Plan| {
+        left = left.saturating_sub(1);
+        left > 0 && run(plan).broken.is_some_and(|(_, broken)| broken.rule == rule)
+    };
+    let mut smaller = true;
+    while std::mem::take(&mut smaller) {
+        for at in (0..best.events.len()).rev() {
+            let mut without = best.clone();
+            without.events.remove(at);
+            if fails(&without) {
+                (best, smaller) = (without, true);
+            }
+        }
+        for at in 0..best.events.len() {
+            for one in (0..best.events[at].who.len()).rev() {
+                let mut fewer = best.clone();
+                fewer.events[at].who.remove(one);
+                if !fewer.events[at].who.is_empty() && fails(&fewer) {
+                    (best, smaller) = (fewer, true);
+                }
+            }
+            let mut shorter = best.clone();
+            shorter.events[at].lasts /= 2;
+            if shorter.events[at].lasts > Duration::from_millis(200) && fails(&shorter) {
+                (best, smaller) = (shorter, true);
+            }
+        }
+    }
+    best
+}

@@ -1,0 +1,12 @@
+//! A simulator that hunts: clusters of the real actors over a network in memory, in virtual time, with faults drawn from
+//! a seed, and rules that must hold at every step.
+
+mod campaign;
+mod checks;
+mod run;
+mod schedule;
+
+pub use campaign::{Campaign, shrink};
+pub use checks::{Broken, Rule};
+pub use run::{AGREEMENT, FALSE_ALARM, HORIZON, Plan, Report, run};
+pub use schedule::{Event, Fault, draw};
