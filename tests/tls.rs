@@ -702,10 +702,10 @@ fn a_running_cluster_is_taken_to_tls_in_three_steps_and_all_can_talk_all_the_whi
         }
         let tls: Vec<_> = (0..3).map(|_| authority.tls()).collect();
         assert_eq!(tls[0].uses(), TlsUse::Required);
-        for i in 0..3 {
-            tls[i].set_use(TlsUse::Heard);
+        for (i, tls) in tls.iter().enumerate() {
+            tls.set_use(TlsUse::Heard);
             world.nodes[i].shutdown().await;
-            let (with, seed) = (tls[i].clone(), 1000 + i as u64);
+            let (with, seed) = (tls.clone(), 1000 + i as u64);
             world.nodes[i] = world.builder(i).seed(seed).tls(with).start().await.expect("it starts");
             serve(&world.nodes[i]);
             world.nodes[i].join(&[&addr((i + 1) % 3).to_string()]).await.expect("it joins");
