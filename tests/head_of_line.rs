@@ -210,8 +210,8 @@ fn more_dead_peers_than_may_be_dialled_at_once_do_not_keep_the_others_from_being
         );
         let longest = times.await.into_iter().max().unwrap();
         println!("the slowest first message took {longest:?}");
-        // One dial to somebody who does not answer may take its time; no healthy peer waits for more than one.
-        assert!(longest <= Duration::from_secs(11), "{longest:?}");
+        // One that does not answer keeps its turn for half a second, and 32 are dialled at once.
+        assert!(longest <= Duration::from_millis(600), "{longest:?}");
     });
 }
 

@@ -18,6 +18,8 @@ use memberlist_protocol::{
     },
 };
 
+use tokio::time::timeout;
+
 use super::{
     LinkEvent,
     cell::{Link, What},
@@ -35,6 +37,9 @@ use crate::{
 
 /// Bytes of a welcome, at most: what was refused, of two lanes.
 const MAX_WELCOME: usize = 256 * 1024;
+
+/// A dial that takes longer gives its turn to another one.
+const TURN: Duration = Duration::from_millis(500);
 
 /// Tells PeerLink how a connection has ended, however that comes.
 struct Ending {
@@ -77,10 +82,19 @@ async fn connected(ring: &Shared, link: &Arc<Link>, ending: &mut Ending) -> Resu
     let limit = ring.config.tcp_timeout;
     let _room = ring.link_room.acquire().await.map_err(|_| Failure::Unserved)?;
     // Many links that come up at once take turns.
-    let turn = ring.dials.acquire().await.map_err(|_| Failure::Unserved)?;
+    let mut turn = Some(ring.dials.acquire().await.map_err(|_| Failure::Unserved)?);
     let Some(member) = present(ring, &link.peer) else { return Ok(()) };
     ending.remote = Some(member.addr);
-    let mut line = Line::new(ring, dial(ring, member.addr, limit).await?);
+    let mut dialling = std::pin::pin!(dial(ring, member.addr, limit));
+    let channel = match timeout(TURN, &mut dialling).await {
+        Ok(channel) => channel?,
+        Err(_) => {
+            // Whoever does not answer keeps no other from being dialled.
+            turn = None;
+            dialling.await?
+        }
+    };
+    let mut line = Line::new(ring, channel);
     line.open(StreamKind::Link).await?;
     if link.is_ended() {
         return Ok(());

@@ -2,7 +2,7 @@
 //! whatever comes in is opened before it is read.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -183,6 +183,34 @@ impl AsyncWrite for Channel {
         let len = buf.len().min(MAX_RECORD - self.plain.len());
         self.plain.extend_from_slice(&buf[..len]);
         Poll::Ready(Ok(len))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.seals.is_none() {
+            return Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        }
+        // As much as one record takes.
+        let mut taken = 0;
+        for buf in bufs.iter().filter(|buf| !buf.is_empty()) {
+            if taken > 0 && self.plain.len() == MAX_RECORD {
+                break;
+            }
+            match self.as_mut().poll_write(cx, buf) {
+                Poll::Ready(Ok(len)) => taken += len,
+                // What was taken before that stays so; the rest is asked for again.
+                _ if taken > 0 => break,
+                other => return other,
+            }
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

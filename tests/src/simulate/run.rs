@@ -220,7 +220,7 @@ impl Sim {
                 Fault::Dumb => link.cut |= sends,
                 Fault::FlipFlop(time) => {
                     let turns = (now.saturating_sub(event.at)).as_millis() / time.as_millis().max(1);
-                    link.cut |= hears && turns % 2 == 0;
+                    link.cut |= hears && turns.is_multiple_of(2);
                 }
                 Fault::HalfConnected => {
                     let one = event.who[0];
@@ -342,7 +342,7 @@ impl Sim {
 
     /// What goes on while faults last.
     fn goes_on(&mut self, event: &Event, step: u64) {
-        let each_second = step % 10 == 0;
+        let each_second = step.is_multiple_of(10);
         for &i in &event.who {
             let host = &self.hosts[i];
             match event.fault {
@@ -399,10 +399,10 @@ impl Sim {
                 host.told.compare(&node.view())?;
             }
         }
-        if step % 10 == 0 {
+        if step.is_multiple_of(10) {
             self.bounds()?;
         }
-        if step % 5 == 0 {
+        if step.is_multiple_of(5) {
             self.false_alarms()?;
         }
         Ok(())
