@@ -20,7 +20,7 @@ use memberlist_protocol::{
     wire::{
         codec,
         guard::Labels,
-        message::{Message as Wire, UserBroadcast},
+        message::{Address, Message as Wire, UserBroadcast},
         order::Order,
         shared::MAX_KEY,
     },
@@ -635,7 +635,11 @@ impl Cluster {
         if names > MAX_NAMES {
             return Err(SendError::TooLarge { len: names, max: MAX_NAMES });
         }
-        let (len, max) = (message.bytes.len(), doors.config.max_message_size);
+        // It goes with the address of its sender in front.
+        let address =
+            Address::Broadcast { origin: message.origin.clone(), id: message.id, kind: message.kind.clone() };
+        let around = codec::encode_address(&address).len();
+        let (len, max) = (message.bytes.len(), doors.config.max_message_size.saturating_sub(around));
         if len > max {
             return Err(SendError::TooLarge { len, max });
         }

@@ -20,7 +20,7 @@ use crate::{
     messages::{Reply, Then, ToDelegates, ToDetector, ToQueue, ToState},
     node::LeaveReport,
     pump::{self, Events, Of, Overflow, Pump, Queue, Subscribing, Subscription},
-    ring::Doors,
+    ring::{Doors, after},
 };
 
 /// The part of a handle that does not keep the node running. It works from any thread.
@@ -147,8 +147,7 @@ impl Handle {
             let view = doors.view.borrow().clone();
             let others = view.alive().any(|m| m.id != view.local().id);
             // Half of the time is for what was sent before.
-            let until = tokio::time::Instant::now() + within / 2;
-            let (drained, discarded) = doors.links.drain(until.into_std()).await;
+            let (drained, discarded) = doors.links.drain(after(within / 2)).await;
             let sent = async {
                 let (reply, farewell) = oneshot::channel();
                 doors.state.command(ToState::Leave { reply }).ok()?;

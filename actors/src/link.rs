@@ -129,7 +129,7 @@ impl PeerLink {
         match item {
             ToLink::Wanted(carrier) => {
                 let way = &mut kept.carriers[carrier as usize];
-                way.lost = way.lost.or_else(|| (!self.link.is_running(carrier)).then(now));
+                way.lost = way.lost.or_else(|| (!self.link.is_up(carrier)).then(now));
             }
             ToLink::Ended { carrier, up } => {
                 if up.is_some() && carrier == Carrier::Main {

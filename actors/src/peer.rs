@@ -32,7 +32,7 @@ use crate::{
     link::{Letter, Link, LinkStatus, What},
     messages::ToTransport,
     relay,
-    ring::Doors,
+    ring::{Doors, after},
     typed::{self, PeerMessage},
     uploads::{self, Piece},
 };
@@ -158,7 +158,7 @@ impl Peer {
         within: Duration,
     ) -> impl Future<Output = Result<M::Result, AskError>> + Send + use<M> {
         let (reply, answer) = oneshot::channel();
-        let until = Instant::now() + within;
+        let until = Instant::from_std(after(within));
         let asked = bytes.and_then(|bytes| {
             let what = What::Ask(M::KIND, until.into_std());
             self.put(M::LANE, Letter { what, bytes, fate: Fate::Ask(Some(reply)) })

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -233,6 +233,12 @@ impl Doors {
         metrics.broadcasts_queued = self.broadcasts_queued.load(Ordering::Relaxed);
         metrics
     }
+}
+
+/// A moment so far from now, or one that is too far to be waited for.
+pub(crate) fn after(time: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    now() + time.min(FAR)
 }
 
 /// One pump.

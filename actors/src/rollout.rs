@@ -35,7 +35,7 @@ use crate::{
     logs::{self, Line as Kind, say},
     messages::ToTransport,
     metrics::{Lost, up},
-    ring::{Doors, Shared},
+    ring::{Doors, Shared, after},
     streams::{Failure, Line, Permit, count, dial},
     transport::{Open, Use},
 };
@@ -111,7 +111,7 @@ pub(crate) fn to_seals(keyring: &Keyring) -> Vec<Order> {
 
 /// Takes the cluster through `steps` within that time.
 pub(crate) async fn roll(doors: Arc<Doors>, steps: Vec<Order>, within: Duration) -> Result<Rollout, Rollout> {
-    let deadline = Instant::now() + within;
+    let deadline = Instant::from_std(after(within));
     let mut report = Rollout::default();
     for order in steps {
         report = step(&doors, &order, deadline).await;

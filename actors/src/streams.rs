@@ -162,6 +162,8 @@ pub(crate) struct Line<'a> {
     channel: Channel,
     /// Time limit of each phase.
     pub(crate) limit: Duration,
+    /// Bytes a second that a long frame may take its time for, beyond that.
+    pub(crate) pace: Option<u32>,
     /// What goes in front of the first frame.
     first: SmallVec<[u8; 16]>,
     /// Bytes of a stranger, so far.
@@ -184,6 +186,7 @@ impl<'a> Line<'a> {
             ring,
             channel,
             limit,
+            pace: None,
             first: SmallVec::new(),
             heard: 0,
             key: None,
@@ -272,6 +275,12 @@ impl<'a> Line<'a> {
         Ok(())
     }
 
+    /// How long a frame of so many bytes may take.
+    fn time_for(&self, len: usize) -> Duration {
+        let paced = self.pace.map(|pace| Duration::from_secs(len as u64 / u64::from(pace.max(1))));
+        self.limit.max(paced.unwrap_or_default())
+    }
+
     /// Writes one frame: `body` in parts.
     pub(crate) async fn write(&mut self, body: &[&[u8]]) -> Result<(), Failure> {
         let len: usize = body.iter().map(|part| part.len()).sum();
@@ -284,7 +293,7 @@ impl<'a> Line<'a> {
         if compress && blocks.next(&mut packed) {
             head.extend_from_slice(&(len_bytes | PACKED).to_le_bytes());
             sent = head.len();
-            let (limit, channel) = (self.limit, &mut self.channel);
+            let (limit, channel) = (self.time_for(len), &mut self.channel);
             Self::within(limit, async {
                 channel.write_all(&head).await?;
                 while !packed.is_empty() {
@@ -300,7 +309,7 @@ impl<'a> Line<'a> {
             .await?;
         } else {
             head.extend_from_slice(&len_bytes.to_le_bytes());
-            let (limit, channel) = (self.limit, &mut self.channel);
+            let (limit, channel) = (self.time_for(len), &mut self.channel);
             Self::within(limit, async {
                 channel.write_all(&head).await?;
                 for part in body {
@@ -474,7 +483,7 @@ impl<'a> Line<'a> {
         if len > max {
             return Err(WireError::TooLong.into());
         }
-        let deadline = Instant::now() + self.limit;
+        let deadline = Instant::now() + self.time_for(len);
         let mut body = Vec::new();
         self.let_go();
         let read = if packed {

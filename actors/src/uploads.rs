@@ -115,7 +115,8 @@ pub(crate) struct Outgoing {
 
 /// Brings an upload to its peer.
 pub(crate) async fn send(ring: Shared, permit: Permit, mut upload: Outgoing) {
-    let mut taken = false;
+    // From the moment on at which its head is on its way, until a refusal has come back.
+    let mut doubtful = false;
     let peer = upload.to.clone();
     let gone = async {
         let mut views = ring.view.subscribe();
@@ -125,15 +126,15 @@ pub(crate) async fn send(ring: Shared, permit: Permit, mut upload: Outgoing) {
         biased;
         // Whoever asked does not wait any more.
         () = upload.reply.closed() => return,
-        () = gone => Err(AskError::NotSent(if taken {
+        () = gone => Err(AskError::NotSent(if doubtful {
             NotSent::Unknown(Cause::PeerDead)
         } else {
             NotSent::Never(Cause::PeerDead)
         })),
-        sent = brought(&ring, &upload.to, upload.kind, &upload.head, &mut upload.pieces, &mut taken) => {
+        sent = brought(&ring, &upload.to, upload.kind, &upload.head, &mut upload.pieces, &mut doubtful) => {
             sent.unwrap_or_else(|failure| {
                 count(&ring, &failure);
-                let not_sent = if taken { NotSent::Unknown } else { NotSent::Never };
+                let not_sent = if doubtful { NotSent::Unknown } else { NotSent::Never };
                 Err(AskError::NotSent(not_sent(Cause::LinkLost)))
             })
         }
@@ -148,7 +149,7 @@ async fn brought(
     kind: &str,
     head: &Bytes,
     pieces: &mut mpsc::Receiver<Piece>,
-    taken: &mut bool,
+    doubtful: &mut bool,
 ) -> Result<Result<Bytes, AskError>, Failure> {
     let Some(member) = present(ring, to) else {
         return Ok(Err(AskError::NotSent(NotSent::Never(Cause::PeerDead))));
@@ -157,12 +158,13 @@ async fn brought(
     line.open(StreamKind::Upload).await?;
     let from = ring.view.borrow().local().id.clone();
     let address = codec::encode_address(&Address::Direct { from, to: to.clone() });
+    *doubtful = true;
     line.write(&[&address, &[kind.len() as u8], kind.as_bytes(), head]).await?;
     let receipt = line.answer(1).await?;
     let receipt = codec::decode_receipt(*receipt.first().ok_or(WireError::Truncated)?)?;
     let never = |cause| Ok(Err(AskError::NotSent(NotSent::Never(cause))));
     match receipt {
-        Receipt::Taken => *taken = true,
+        Receipt::Taken => {}
         Receipt::NoHandler => return never(Cause::NoHandler),
         Receipt::Busy => return never(Cause::Busy),
         Receipt::NotMe => return never(Cause::Replaced),

@@ -686,9 +686,11 @@ impl Links {
     /// `deadline`. What is left then is given up. Says how many messages were settled, and how many given up.
     pub(crate) async fn drain(&self, deadline: Instant) -> (u64, u64) {
         self.lock().leaving = true;
-        let (mut drained, mut left) = (0, 0);
-        for link in self.all() {
-            let before = link.status().queued as u64;
+        let mut leaving = Leaving(self, true);
+        let links = self.all();
+        let queued = || links.iter().map(|link| link.status().queued as u64).sum::<u64>();
+        let before = queued();
+        for link in &links {
             let settled = async {
                 loop {
                     let mut room = std::pin::pin!(link.room.notified());
@@ -700,15 +702,14 @@ impl Links {
                 }
             };
             let _ = tokio::time::timeout_at(deadline.into(), settled).await;
-            let after = link.status().queued as u64;
-            drained += before.saturating_sub(after);
-            left += after;
         }
+        leaving.1 = false;
+        let left = queued();
         let links = std::mem::take(&mut self.lock().links);
         for link in links.into_values() {
             link.leave(Cause::Stopped);
         }
-        (drained, left)
+        (before.saturating_sub(left), left)
     }
 
     /// Makes links again.
@@ -730,5 +731,16 @@ impl Links {
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A leave whose caller does not wait any more before it has said anything is none.
+struct Leaving<'a>(&'a Links, bool);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.open();
+        }
     }
 }

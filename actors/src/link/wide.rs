@@ -30,9 +30,13 @@ use crate::{
 /// A connection over which nothing large has gone for so long is closed.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// A large message may be as slow as this, in bytes a second, however long that takes: 20 MiB get 80 s.
+const SLOWEST: u32 = 256 * 1024;
+
 /// Sends what waits, until there has been nothing for a while.
 pub(super) async fn send(line: &mut Line<'_>, link: &Link) -> Result<(), Failure> {
     let ring = line.ring;
+    line.pace = Some(SLOWEST);
     while let Ok((number, what, bytes)) = timeout(IDLE, next(link)).await {
         let head = Frame::Message { lane: Lane::Bulk, number, what: worded(what, now()), payload: &[] };
         let mut out = Vec::with_capacity(MAX_AROUND);
@@ -73,6 +77,7 @@ pub(super) async fn serve(
     from: SocketAddr,
 ) -> Result<(), Failure> {
     let max = ring.config.max_message_size + MAX_AROUND;
+    line.pace = Some(SLOWEST);
     while let Some(bytes) = line.next_frame_or_way(max, permit).await? {
         let Frame::Message { lane, number, what, payload } = frames::read(&bytes)? else {
             return Err(WireError::Kind.into());
