@@ -849,7 +849,8 @@ fn whoever_dials_and_is_slow_or_silent_is_given_up_and_counted() {
         while start.elapsed() < Duration::from_secs(120) && line.write(&[1]).await.is_ok() {
             sleep(Duration::from_secs(1)).await;
         }
-        assert!(start.elapsed() <= Duration::from_secs(25), "{:?}", start.elapsed());
+        // It has the time that it takes at 256 KiB a second, and no more.
+        assert!((40..=42).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
         assert_eq!(town.dropped("stream_timeout"), before + 5);
         town.quiet().await;
         assert!(town.believed().is_empty());
