@@ -127,8 +127,9 @@ fn a_broadcast_reaches_each_node_once_and_a_newer_one_of_its_name_replaces_it() 
             let expected: &[&[u8]] = if i == 0 { &[] } else { &[b"new"] };
             assert_eq!(all, expected, "node {i}");
         }
+        // Its address goes in front of it, which takes some bytes.
         let error = world.nodes[0].broadcast_bytes(Broadcast::new(vec![0; 5000])).unwrap_err();
-        assert!(error.to_string().contains("5000 bytes; at most 4000"), "{error}");
+        assert!(error.to_string().contains("5000 bytes; at most 39"), "{error}");
     });
 }
 
