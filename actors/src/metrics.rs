@@ -118,6 +118,11 @@ impl Counters {
         up(&self.dropped[reason.into().index()]);
     }
 
+    /// Messages that have come and gone over links, but for large ones.
+    pub(crate) fn small(&self) -> u64 {
+        self.lanes[..2].iter().map(lanes::Lane::both_ways).sum()
+    }
+
     /// Counts several drops of one kind.
     pub(crate) fn drop_many(&self, reason: impl Into<Reason>, n: usize) {
         self.dropped[reason.into().index()].fetch_add(n as u64, Relaxed);

@@ -28,7 +28,7 @@ use memberlist_protocol::{
         message::{Address, MAX_KIND, Receipt},
     },
 };
-use tokio::{sync::mpsc, task::yield_now};
+use tokio::sync::mpsc;
 
 use crate::{
     answers::{self, Answered},
@@ -41,6 +41,10 @@ use crate::{
     supervisor::catch,
     typed::PeerMessage,
 };
+
+mod pace;
+
+use pace::Pace;
 
 /// Longest piece of a body, in bytes; longer ones are cut.
 pub(crate) const PIECE: usize = 64 * 1024;
@@ -172,7 +176,9 @@ async fn brought(
     }
     line.limit = PATIENCE;
     // Without an end the stream just closes, and the other side knows that something is missing.
+    let mut pace = Pace::default();
     while let Some(piece) = pieces.recv().await {
+        let len = if let Piece::Bytes(bytes) = &piece { bytes.len() } else { 0 };
         let written = match &piece {
             Piece::Bytes(bytes) => line.write(&[bytes]).await,
             Piece::End => line.write(&[]).await,
@@ -181,8 +187,7 @@ async fn brought(
         if written.is_err() || matches!(piece, Piece::End) {
             break;
         }
-        // A body without end takes its turns beside all else that the node has to do.
-        yield_now().await;
+        pace.step(ring, len).await;
     }
     let answer = loop {
         // A handler may take its time; the peer says now and then that it is there.
@@ -224,6 +229,7 @@ pub(crate) async fn serve(
     line.write(&[&[codec::encode_receipt(receipt)]]).await?;
     let Ok(mut answered) = begun else { return Ok(()) };
     line.limit = PATIENCE;
+    let mut pace = Pace::default();
     loop {
         let room = tokio::select! {
             biased;
@@ -241,8 +247,9 @@ pub(crate) async fn serve(
             room.send(Piece::End);
             break;
         }
+        let len = piece.len();
         room.send(Piece::Bytes(piece));
-        yield_now().await;
+        pace.step(ring, len).await;
     }
     drop(pieces);
     loop {

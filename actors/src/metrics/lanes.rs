@@ -35,6 +35,10 @@ impl Lane {
         }
     }
 
+    pub(super) fn both_ways(&self) -> u64 {
+        self.delivered.load(Relaxed) + self.received.load(Relaxed)
+    }
+
     pub(super) fn read(&self) -> LaneMetrics {
         LaneMetrics {
             queued: self.queued.load(Relaxed),
