@@ -456,7 +456,7 @@ pub fn encode_payload(value: &impl Serialize, out: &mut Vec<u8>) -> Result<(), S
 /// [`WireError::Malformed`].
 pub fn decode_payload<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     fn limited<T: DeserializeOwned, const CLAIM: usize>(bytes: &[u8]) -> Result<(T, usize), DecodeError> {
-        let read = bincode::serde::decode_from_slice(bytes, config::standard().with_limit::<CLAIM>());
+        let read = bincode::serde::borrow_decode_from_slice(bytes, config::standard().with_limit::<CLAIM>());
         read.map(|(Bounded::<T, CLAIM>(value), used)| (value, used))
     }
     const KIB: usize = 1024;

@@ -89,9 +89,18 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Within<'_, D> {
     straight_on! {
         deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128
         deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128
-        deserialize_f32 deserialize_f64 deserialize_char deserialize_str deserialize_string
-        deserialize_bytes deserialize_byte_buf deserialize_unit deserialize_identifier
+        deserialize_f32 deserialize_f64 deserialize_char deserialize_str
+        deserialize_bytes deserialize_unit deserialize_identifier
         deserialize_any deserialize_ignored_any
+    }
+
+    // What is lent is copied once by whoever wants its own, straight from what has come.
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_str(visitor)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.inner.deserialize_bytes(visitor)
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(
