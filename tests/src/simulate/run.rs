@@ -96,6 +96,8 @@ struct Sim {
     key: Option<Key>,
     hosts: Vec<Host>,
     sayings: Sayings,
+    /// What is in the way from one host to another, as the network was told last.
+    links: BTreeMap<(usize, usize), Link>,
     /// Since when a node has been held for dead by another one without a reason.
     wrongly: BTreeMap<(usize, usize), Instant>,
     report: Report,
@@ -123,8 +125,10 @@ impl Sim {
                 left: false,
             })
             .collect();
-        let (sayings, wrongly, report) = Default::default();
-        let mut this = Self { plan, rng, network, config, key, hosts, sayings, wrongly, report, begun: now };
+        let (sayings, links, wrongly, report) = Default::default();
+        network.set_default(calm());
+        let mut this =
+            Self { plan, rng, network, config, key, hosts, sayings, links, wrongly, report, begun: now };
         for i in 0..this.hosts.len() {
             this.start(i).await;
         }
@@ -189,8 +193,7 @@ impl Sim {
 
     /// What is in the way from one host to another just now.
     fn link(&self, active: &[&Event], from: usize, to: usize, now: Duration) -> Link {
-        let mut link =
-            Link { latency: Duration::from_micros(300)..Duration::from_millis(2), ..Link::default() };
+        let mut link = calm();
         let either = |a: f64, b: f64| 1.0 - (1.0 - a) * (1.0 - b);
         for event in active {
             let (sends, hears) = (event.who.contains(&from), event.who.contains(&to));
@@ -247,13 +250,18 @@ impl Sim {
     }
 
     /// Sets the network as it is at that time.
-    fn weather(&self, now: Duration) {
+    fn weather(&mut self, now: Duration) {
         let events = self.plan.events.clone();
         let active: Vec<_> = events.iter().filter(|e| e.at <= now && now < e.end()).collect();
         for from in 0..self.hosts.len() {
             for to in 0..self.hosts.len() {
-                if from != to {
-                    self.network.set_link(addr(from), addr(to), self.link(&active, from, to, now));
+                if from == to {
+                    continue;
+                }
+                let link = self.link(&active, from, to, now);
+                if *self.links.entry((from, to)).or_insert_with(calm) != link {
+                    self.network.set_link(addr(from), addr(to), link.clone());
+                    self.links.insert((from, to), link);
                 }
             }
             let stopped = active.iter().any(|event| {
@@ -396,7 +404,8 @@ impl Sim {
                 host.told.hear(&event, sayings)?;
             }
             if let Some(node) = &host.cluster {
-                host.told.compare(&node.view())?;
+                // What has changed without an event is found in time.
+                host.told.compare(&node.view(), step.is_multiple_of(10))?;
             }
         }
         if step.is_multiple_of(10) {
@@ -452,6 +461,10 @@ impl Sim {
         for (i, host) in self.hosts.iter().enumerate() {
             let Some(node) = host.cluster.as_ref().filter(|_| clear[i]) else { continue };
             let view = node.view();
+            if view.all().all(|member| member.state != MemberState::Dead) {
+                self.wrongly.retain(|(by, _), _| *by != i);
+                continue;
+            }
             for (of, other) in self.hosts.iter().enumerate() {
                 let id = || other.cluster.as_ref().map(|node| node.view().local().id.clone());
                 let dead = clear[of]
@@ -552,6 +565,11 @@ impl Sim {
         self.report.agreed = Some(calm.elapsed());
         Ok(())
     }
+}
+
+/// A link without faults.
+fn calm() -> Link {
+    Link { latency: Duration::from_micros(300)..Duration::from_millis(2), ..Link::default() }
 }
 
 #[allow(clippy::disallowed_methods)]
