@@ -16,6 +16,8 @@ pub enum Evidence {
         helpers: u8,
         /// How many of these reported that they had no answer either.
         nacks: u8,
+        /// Whether the accuser was in good health: its own probes had gone well lately.
+        healthy: bool,
     },
     /// Its host refused a connection: nothing listens there.
     Refused,
@@ -29,6 +31,21 @@ pub enum Evidence {
     Announced,
     /// A new run of the same name has taken its place.
     Replaced,
+}
+
+impl Evidence {
+    /// Whether it speaks for a fault of the accused, and not of its accuser or of the network around that: the accuser
+    /// was in good health, and all its helpers answered that they had no answer either; or the host itself said that
+    /// nothing listens there.
+    pub fn is_full(self) -> bool {
+        match self {
+            Self::NoAnswer { direct, helpers, nacks, healthy } => {
+                direct && healthy && helpers > 0 && nacks == helpers
+            }
+            Self::Refused => true,
+            _ => false,
+        }
+    }
 }
 
 /// One accusation against a member.

@@ -87,6 +87,16 @@ pub struct Config {
     /// Longest time of a suspicion, as a multiple of the shortest. 1 to 64. 6.
     pub suspicion_max_timeout_mult: u32,
 
+    /// Whether a helper that has no answer says so in time for the asker to hear of it; if not, it does so when its own
+    /// ping has timed out, which is too late wherever `probe_interval` is twice `probe_timeout`. On.
+    pub early_nacks: bool,
+    /// Whether each node judges for itself: another one's verdict that a member is dead counts as the accusations on
+    /// which it stands, and the member has the time of a suspicion to refute it. If not, it is believed at once.
+    pub own_verdicts: bool,
+    /// Whether more confirmations than a suspicion needs, each by a member in good health whose helpers have all said
+    /// that they had no answer either, end it sooner: down to half of its shortest time.
+    pub early_verdicts: bool,
+
     /// Time between two rounds of gossip, as long as there is something to say. 10 ms to 1 min; 0 = no
     /// rounds: news travels on pings and acks alone. LAN 200 ms, WAN 500 ms, local 100 ms.
     #[serde(with = "crate::span")]
@@ -264,6 +274,9 @@ impl Config {
             awareness_max_multiplier: 8,
             suspicion_mult: 4,
             suspicion_max_timeout_mult: 6,
+            early_nacks: true,
+            own_verdicts: false,
+            early_verdicts: false,
             gossip_interval: ms(200),
             gossip_nodes: 3,
             gossip_to_the_dead_time: secs(30),
@@ -374,8 +387,11 @@ impl Config {
 
     /// When a helper that still has no ack says so, so that its nack is back before the asker's deadline:
     /// `0.8 * min(probe_timeout, probe_interval - probe_timeout)` (Lifeguard, section IV.A, sends it at 80 %
-    /// of the timeout). LAN 400 ms, WAN 1.6 s, local 160 ms.
+    /// of the timeout). LAN 400 ms, WAN 1.6 s, local 160 ms. Without `early_nacks` it is `probe_timeout`.
     pub fn nack_delay(&self) -> Duration {
+        if !self.early_nacks {
+            return self.probe_timeout;
+        }
         let left = self.suspicion_base().saturating_sub(self.probe_timeout);
         self.probe_timeout.min(left).mul_f64(0.8)
     }

@@ -292,9 +292,9 @@ impl Members {
                     self.cases.insert(name.clone(), *case);
                 }
             }
-            Step::Confirm(from) => {
+            Step::Confirm(by) => {
                 if let Some((name, _)) = &effects.broadcast {
-                    effects.confirmed = self.confirm(name, from, now);
+                    effects.confirmed = self.confirm(name, by, now);
                 }
             }
             Step::End => {
@@ -326,10 +326,17 @@ impl Members {
         effects
     }
 
-    fn confirm(&mut self, name: &Arc<str>, from: Arc<str>, now: Instant) -> Option<(NodeId, Accusation)> {
+    fn confirm(
+        &mut self,
+        name: &Arc<str>,
+        by: SmallVec<[(Arc<str>, bool); 1]>,
+        now: Instant,
+    ) -> Option<(NodeId, Accusation)> {
         let case = self.cases.get_mut(name)?;
         self.deadlines.remove(&(case.suspicion.deadline(), name.clone()));
-        case.suspicion.confirm(from, now);
+        for (from, witness) in by {
+            case.suspicion.confirm(from, witness, now);
+        }
         self.deadlines.insert((case.suspicion.deadline(), name.clone()));
         Some((self.roster.get(name)?.id.clone(), case.accusation()))
     }

@@ -434,12 +434,18 @@ impl Detector {
         let Some(round) = self.end_round() else { return };
         let helpers = round.helpers.len();
         let nacks = round.helpers.iter().filter(|helper| helper.nacked).count();
+        let healthy = self.health.score() == 0;
         // Each helper that does not even say that it has no answer makes it likelier that the fault is here.
         self.health.apply(if helpers == 0 { 1 } else { (helpers - nacks) as i32 });
         actions.push(Action::Accuse {
             id: round.target.id.clone(),
             incarnation: round.target.incarnation,
-            evidence: Evidence::NoAnswer { direct: round.direct, helpers: helpers as u8, nacks: nacks as u8 },
+            evidence: Evidence::NoAnswer {
+                direct: round.direct,
+                helpers: helpers as u8,
+                nacks: nacks as u8,
+                healthy,
+            },
         });
     }
 

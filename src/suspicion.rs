@@ -19,6 +19,8 @@ pub struct Bounds {
     pub min: Duration,
     /// Longest time, with none.
     pub max: Duration,
+    /// Whether witnesses beyond those that are needed bring it below `min`.
+    pub early: bool,
 }
 
 impl Bounds {
@@ -34,7 +36,7 @@ impl Bounds {
         let scale = (members.max(1) as f64).log10().max(1.0);
         let thousandths = (scale * 1000.0).floor() as u32;
         let min = config.suspicion_base() * config.suspicion_mult * thousandths / 1000;
-        Self { needed, min, max: min * config.suspicion_max_timeout_mult }
+        Self { needed, min, max: min * config.suspicion_max_timeout_mult, early: config.early_verdicts }
     }
 
     /// Time that a suspect has in all, counted from the first accusation, after `confirmations` others:
@@ -50,6 +52,23 @@ impl Bounds {
     }
 }
 
+impl Bounds {
+    /// Accusers that can make a difference, if all are witnesses.
+    fn most(&self) -> u32 {
+        if self.early && self.needed > 0 { 2 * (self.needed + 1) } else { self.needed + 1 }
+    }
+
+    /// Time that a suspect has in all, if so many of its accusers, the first one included, have full evidence: with
+    /// more of them than the `needed + 1` that bring the time down to `min`, `min * (needed + 1) / witnesses`, and
+    /// with twice as many half of `min`. Less than that there never is: whoever is wrongly accused has to hear of it,
+    /// and to be heard.
+    fn early(&self, witnesses: u32) -> Option<Duration> {
+        let enough = self.needed + 1;
+        let counted = witnesses.min(self.most());
+        (self.early && self.needed > 0 && counted > enough).then(|| self.min * enough / counted)
+    }
+}
+
 /// One running suspicion.
 #[derive(Clone, Debug)]
 pub struct Suspicion {
@@ -59,6 +78,8 @@ pub struct Suspicion {
     heard: Instant,
     accuser: Arc<str>,
     confirmed_by: SmallVec<[Arc<str>; 4]>,
+    /// How many of the accusers, the first one included, have full evidence.
+    witnesses: u32,
 }
 
 /// What a further accusation did to a suspicion.
@@ -71,23 +92,27 @@ pub enum Confirmation {
 }
 
 impl Suspicion {
-    /// Starts when `accuser` says that it had no answer.
-    pub fn new(bounds: Bounds, accuser: Arc<str>, now: Instant) -> Self {
-        Self { bounds, start: now, heard: now, accuser, confirmed_by: SmallVec::new() }
+    /// Starts when `accuser` says that it had no answer, as a witness if its evidence is full.
+    pub fn new(bounds: Bounds, accuser: Arc<str>, witness: bool, now: Instant) -> Self {
+        let witnesses = u32::from(witness);
+        Self { bounds, start: now, heard: now, accuser, confirmed_by: SmallVec::new(), witnesses }
     }
 
     /// What an accusation by `from` would do.
-    pub fn weigh(&self, from: &str) -> Confirmation {
-        let enough = self.confirmed_by.len() as u32 >= self.bounds.needed;
+    pub fn weigh(&self, from: &str, witness: bool) -> Confirmation {
+        let confirmed = self.confirmed_by.len() as u32;
+        let most = if witness { self.bounds.most() } else { self.bounds.needed + 1 };
+        let enough = confirmed + 1 >= most;
         let known = *self.accuser == *from || self.confirmed_by.iter().any(|name| **name == *from);
         if enough || known { Confirmation::Known } else { Confirmation::New }
     }
 
     /// Counts `from` among those who confirm, unless it does not count.
-    pub fn confirm(&mut self, from: Arc<str>, now: Instant) -> Confirmation {
-        let weight = self.weigh(&from);
+    pub fn confirm(&mut self, from: Arc<str>, witness: bool, now: Instant) -> Confirmation {
+        let weight = self.weigh(&from, witness);
         if weight == Confirmation::New {
             self.heard = now;
+            self.witnesses += u32::from(witness);
             self.confirmed_by.push(from);
         }
         weight
@@ -95,7 +120,10 @@ impl Suspicion {
 
     /// When the suspect is dead unless it refutes.
     pub fn deadline(&self) -> Instant {
-        self.heard.max(self.start + self.bounds.timeout(self.confirmed_by.len() as u32))
+        let confirmations = (self.confirmed_by.len() as u32).min(self.bounds.needed);
+        let usual = self.bounds.timeout(confirmations);
+        let time = self.bounds.early(self.witnesses).map_or(usual, |early| early.min(usual));
+        self.heard.max(self.start + time)
     }
 
     /// Who confirmed, in the order of hearing.
@@ -130,20 +158,26 @@ mod tests {
 
     #[test]
     fn the_timeout_shrinks_with_each_confirmation() {
-        let bounds = Bounds { needed: 3, min: ms(2000), max: ms(30000) };
+        let bounds = Bounds { needed: 3, min: ms(2000), max: ms(30000), early: false };
         assert_eq!([0, 1, 2, 3, 4].map(|n| bounds.timeout(n)), [30000, 16000, 7810, 2000, 2000].map(ms));
-        let bounds = Bounds { needed: 3, min: ms(500), max: ms(2000) };
+        let bounds = Bounds { needed: 3, min: ms(500), max: ms(2000), early: false };
         assert_eq!([1, 2, 3].map(|n| bounds.timeout(n)), [1250, 811, 500].map(ms));
-        let bounds = Bounds { needed: 3, min: ms(500), max: ms(1000) };
+        let bounds = Bounds { needed: 3, min: ms(500), max: ms(1000), early: false };
         assert_eq!([0, 1, 2, 3].map(|n| bounds.timeout(n)), [1000, 750, 603, 500].map(ms));
     }
 
     #[test]
     fn bounds_grow_with_the_logarithm_of_the_cluster() {
         let of = |config: Config, n| Bounds::new(&config, n);
-        assert_eq!(of(Config::lan(), 10), Bounds { needed: 2, min: ms(4000), max: ms(24000) });
-        assert_eq!(of(Config::wan(), 10), Bounds { needed: 4, min: ms(30000), max: ms(180_000) });
-        assert_eq!(of(Config::local(), 10), Bounds { needed: 1, min: ms(3000), max: ms(18000) });
+        assert_eq!(of(Config::lan(), 10), Bounds { needed: 2, min: ms(4000), max: ms(24000), early: false });
+        assert_eq!(
+            of(Config::wan(), 10),
+            Bounds { needed: 4, min: ms(30000), max: ms(180_000), early: false }
+        );
+        assert_eq!(
+            of(Config::local(), 10),
+            Bounds { needed: 1, min: ms(3000), max: ms(18000), early: false }
+        );
         let config = Config { suspicion_mult: 3, probe_interval: ms(1000), ..Config::lan() };
         assert_eq!([5, 50, 500].map(|n| of(config.clone(), n).min), [3000, 5094, 8094].map(ms));
     }
@@ -153,24 +187,50 @@ mod tests {
         let bounds = Bounds::new(&Config::lan(), 3);
         assert_eq!(bounds.needed, 0);
         let now = Instant::now();
-        let mut suspicion = Suspicion::new(bounds, "a".into(), now);
-        assert_eq!(suspicion.confirm("b".into(), now), Confirmation::Known);
+        let mut suspicion = Suspicion::new(bounds, "a".into(), false, now);
+        assert_eq!(suspicion.confirm("b".into(), false, now), Confirmation::Known);
         assert_eq!(suspicion.deadline(), suspicion.start + bounds.min);
     }
 
     #[test]
     fn the_first_accuser_repeated_ones_and_surplus_ones_do_not_confirm() {
         let now = Instant::now();
-        let bounds = Bounds { needed: 2, min: ms(100), max: ms(1000) };
-        let mut suspicion = Suspicion::new(bounds, "a".into(), now);
-        assert_eq!(suspicion.confirm("a".into(), now), Confirmation::Known);
+        let bounds = Bounds { needed: 2, min: ms(100), max: ms(1000), early: false };
+        let mut suspicion = Suspicion::new(bounds, "a".into(), false, now);
+        assert_eq!(suspicion.confirm("a".into(), false, now), Confirmation::Known);
         assert_eq!(suspicion.deadline(), now + ms(1000));
-        assert_eq!(suspicion.confirm("b".into(), now), Confirmation::New);
-        assert_eq!(suspicion.confirm("b".into(), now), Confirmation::Known);
+        assert_eq!(suspicion.confirm("b".into(), false, now), Confirmation::New);
+        assert_eq!(suspicion.confirm("b".into(), false, now), Confirmation::Known);
         assert!(suspicion.is_degraded());
-        assert_eq!(suspicion.confirm("c".into(), now), Confirmation::New);
+        assert_eq!(suspicion.confirm("c".into(), false, now), Confirmation::New);
         assert_eq!(suspicion.deadline(), now + ms(100));
-        assert_eq!(suspicion.confirm("d".into(), now), Confirmation::Known);
+        assert_eq!(suspicion.confirm("d".into(), false, now), Confirmation::Known);
         assert!(!suspicion.is_degraded());
+    }
+
+    #[test]
+    fn more_witnesses_than_are_needed_end_a_suspicion_sooner() {
+        let now = Instant::now();
+        let bounds = Bounds { needed: 2, min: ms(9000), max: ms(54_000), early: true };
+        let mut suspicion = Suspicion::new(bounds, "a".into(), true, now);
+        let mut times = Vec::new();
+        for from in ["b", "c", "d", "e", "f", "g"] {
+            suspicion.confirm(from.into(), true, now);
+            times.push(suspicion.deadline() - now);
+        }
+        // Three of them bring it down to its shortest time; six to half of that, and a seventh changes nothing.
+        assert_eq!(times[1..], [9000, 6750, 5400, 4500, 4500].map(ms));
+        // Whoever has not seen so much brings it down to the shortest time and no further.
+        let mut suspicion = Suspicion::new(bounds, "a".into(), false, now);
+        for from in ["b", "c", "d", "e", "f", "g"] {
+            suspicion.confirm(from.into(), false, now);
+        }
+        assert_eq!((suspicion.deadline() - now, suspicion.confirmed_by().len()), (ms(9000), 2));
+        // Without the setting, witnesses are as good as others.
+        let mut suspicion = Suspicion::new(Bounds { early: false, ..bounds }, "a".into(), true, now);
+        for from in ["b", "c", "d", "e", "f", "g"] {
+            suspicion.confirm(from.into(), true, now);
+        }
+        assert_eq!((suspicion.deadline() - now, suspicion.confirmed_by().len()), (ms(9000), 2));
     }
 }

@@ -163,7 +163,7 @@ impl Cast {
             from: from.clone(),
             by: from.clone(),
             confirmed_by: vec![from.clone(), self.about.shared_name().clone()],
-            evidence: Evidence::NoAnswer { direct: true, helpers: 3, nacks: 2 },
+            evidence: Evidence::NoAnswer { direct: true, helpers: 3, nacks: 2, healthy: true },
         })
     }
 

@@ -55,7 +55,7 @@ pub(crate) fn words(event: &MemberEvent) -> (&'static str, String, String) {
 /// What an accuser has seen, in words.
 pub(crate) fn evidence(evidence: Evidence) -> String {
     match evidence {
-        Evidence::NoAnswer { direct, helpers, nacks } => {
+        Evidence::NoAnswer { direct, helpers, nacks, .. } => {
             let ping = if direct { "no answer" } else { "the ping could not be sent" };
             match helpers {
                 0 => format!("{ping}, and nobody else could be asked"),

@@ -225,7 +225,8 @@ pub(super) enum Step {
     #[default]
     Keep,
     Start(Box<Case>),
-    Confirm(Arc<str>),
+    /// By whom, and whether that one is a witness.
+    Confirm(SmallVec<[(Arc<str>, bool); 1]>),
     End,
 }
 

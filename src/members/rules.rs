@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use rand::Rng;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::{
     Case, Members,
@@ -219,7 +219,7 @@ impl Members {
                     at: now,
                 };
                 let bounds = Bounds::new(&self.config, self.roster.present());
-                let suspicion = Suspicion::new(bounds, m.from.clone(), now);
+                let suspicion = Suspicion::new(bounds, m.from.clone(), m.evidence.is_full(), now);
                 let member = Arc::new(record.turned(MemberState::Suspect, m.incarnation, now));
                 let change = Change::Suspected { member: member.clone(), why: accusation.clone() };
                 Ok(Decision {
@@ -231,9 +231,10 @@ impl Members {
                 })
             }
             MemberState::Suspect => {
-                let news = self.cases.get(name).map(|case| case.suspicion.weigh(&m.from));
+                let witness = m.evidence.is_full();
+                let news = self.cases.get(name).map(|case| case.suspicion.weigh(&m.from, witness));
                 if news == Some(Confirmation::New) {
-                    let suspicion = Step::Confirm(m.from.clone());
+                    let suspicion = Step::Confirm(smallvec![(m.from.clone(), witness)]);
                     return Ok(Decision {
                         suspicion,
                         broadcast: broadcast(),
@@ -267,6 +268,9 @@ impl Members {
         if record.state == MemberState::Left || record.state == state {
             return self.raise(record, m.incarnation);
         }
+        if self.config.own_verdicts && state == MemberState::Dead && m.from != *self.local.id.shared_name() {
+            return self.hear_verdict(record, m, now, rng);
+        }
         let name = record.id.shared_name();
         let member = Arc::new(record.turned(state, m.incarnation, now));
         let said = || Accusation {
@@ -289,6 +293,36 @@ impl Members {
             broadcast: Some((name.clone(), Message::Dead(m.clone()))),
             ..Decision::default()
         })
+    }
+
+    /// Another node's verdict about a member that is there counts as the accusations on which it stands: whoever
+    /// could not be heard for a while sends its accusations and its verdict at once, and the accused has had no time.
+    fn hear_verdict(&self, record: &Arc<Member>, m: &Dead, now: Instant, rng: &mut impl Rng) -> Verdict {
+        let first = Suspect {
+            id: m.id.clone(),
+            incarnation: m.incarnation,
+            from: m.by.clone(),
+            evidence: if m.evidence.is_full() { m.evidence } else { Evidence::Hearsay },
+        };
+        if record.state == MemberState::Alive {
+            let mut decision = self.suspect(&first, now, rng)?;
+            if let Step::Start(case) = &mut decision.suspicion {
+                for by in &m.confirmed_by {
+                    case.suspicion.confirm(by.clone(), false, now);
+                }
+            }
+            return Ok(decision);
+        }
+        let name = record.id.shared_name();
+        let Some(case) = self.cases.get(name) else { return self.raise(record, m.incarnation) };
+        let all = std::iter::once(&m.by).chain(&m.confirmed_by);
+        let new = all.filter(|by| case.suspicion.weigh(by, false) == Confirmation::New);
+        let new: SmallVec<_> = new.map(|by| (by.clone(), false)).collect();
+        if new.is_empty() {
+            return self.raise(record, m.incarnation);
+        }
+        let broadcast = Some((name.clone(), Message::Suspect(first)));
+        Ok(Decision { suspicion: Step::Confirm(new), broadcast, ..self.raised(record, m.incarnation) })
     }
 
     /// The record that an accusation is about, if it can be about it at all.

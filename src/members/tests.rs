@@ -39,7 +39,11 @@ impl Bench {
 
     /// A table with `x` alive at incarnation 5, and four others so that confirmations count.
     fn with_x() -> Self {
-        let mut bench = Self::new();
+        Self::with_x_and(Config::lan())
+    }
+
+    fn with_x_and(config: Config) -> Self {
+        let mut bench = Self::with(config);
         for i in 0..4 {
             bench.alive(alive(&format!("other{i}"), RUN, 1, 50 + i)).unwrap();
         }
@@ -289,6 +293,40 @@ fn a_word_of_death_counts_at_once_and_a_farewell_makes_a_member_left() {
     assert_eq!(names(&bench.dead("y", RUN, 1, "y").unwrap()), ["left"]);
     assert_eq!(bench.state("y"), Some((L, 1)));
     assert_eq!(bench.dead("y", RUN, 1, "a").unwrap_err(), Ignored::Stale, "left stays left");
+}
+
+#[test]
+fn with_own_verdicts_nobody_is_dead_on_another_ones_word() {
+    let mut bench = Bench::with_x_and(Config { own_verdicts: true, ..Config::lan() });
+    let word = |from: &str, confirmed_by: &[&str]| Dead {
+        id: NodeId::new("x", RUN),
+        incarnation: 5,
+        from: from.into(),
+        by: from.into(),
+        confirmed_by: confirmed_by.iter().map(|name| (*name).into()).collect(),
+        evidence: Evidence::NoAnswer { direct: true, helpers: 3, nacks: 3, healthy: true },
+    };
+    let hear = |bench: &mut Bench, word: &Dead| {
+        let verdict = bench.table.dead(word, bench.now, &mut bench.rng);
+        bench.apply(verdict)
+    };
+    // It counts as an accusation, which is passed on in the accuser's name; once.
+    let effects = hear(&mut bench, &word("other1", &[])).unwrap();
+    assert_eq!(names(&effects), ["suspected"]);
+    assert!(matches!(&effects.broadcast, Some((_, Message::Suspect(m))) if *m.from == *"other1"));
+    assert_eq!(hear(&mut bench, &word("other1", &[])).unwrap_err(), Ignored::Stale);
+    // So do those who have confirmed it: with both that are needed it has the shortest time.
+    let min = Bounds::new(&Config::lan(), 6).min;
+    assert!(hear(&mut bench, &word("other1", &["other2", "other3"])).unwrap().broadcast.is_some());
+    assert!(bench.wait(min - Duration::from_millis(1)).is_empty());
+    assert!(matches!(&bench.wait(Duration::from_millis(2))[..], [Change::Dead { .. }]));
+    // The accused has time to answer.
+    let mut bench = Bench::with_x_and(Config { own_verdicts: true, ..Config::lan() });
+    hear(&mut bench, &word("other1", &["other2", "other3"])).unwrap();
+    assert_eq!(names(&bench.alive(alive("x", RUN, 6, 2)).unwrap()), ["refuted"]);
+    assert!(bench.wait(Duration::from_secs(600)).is_empty());
+    // Its own farewell needs nobody's judgement.
+    assert_eq!(names(&bench.dead("x", RUN, 6, "x").unwrap()), ["left"]);
 }
 
 #[test]

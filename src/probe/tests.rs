@@ -154,7 +154,7 @@ fn without_any_answer_the_member_is_accused_at_the_end_of_the_interval() {
     let actions = bench.failed_round(3);
     assert_eq!(bench.now - start, ms(1000));
     let Action::Accuse { incarnation: 4, evidence, .. } = &actions[0] else { panic!("{actions:?}") };
-    assert_eq!(*evidence, Evidence::NoAnswer { direct: true, helpers: 3, nacks: 3 });
+    assert_eq!(*evidence, Evidence::NoAnswer { direct: true, helpers: 3, nacks: 3, healthy: true });
 }
 
 #[test]

@@ -109,7 +109,9 @@ impl From<Evidence> for WireEvidence {
             Evidence::Replaced => 6,
         };
         let details = match evidence {
-            Evidence::NoAnswer { direct, helpers, nacks } => [u8::from(direct), helpers, nacks],
+            Evidence::NoAnswer { direct, helpers, nacks, healthy } => {
+                [u8::from(direct) | u8::from(healthy) << 1, helpers, nacks]
+            }
             _ => [0; 3],
         };
         Self { kind, details }
@@ -118,9 +120,9 @@ impl From<Evidence> for WireEvidence {
 
 impl From<WireEvidence> for Evidence {
     /// Evidence that a later version may add is hearsay to this one.
-    fn from(WireEvidence { kind, details: [direct, helpers, nacks] }: WireEvidence) -> Self {
+    fn from(WireEvidence { kind, details: [flags, helpers, nacks] }: WireEvidence) -> Self {
         match kind {
-            0 => Self::NoAnswer { direct: direct != 0, helpers, nacks },
+            0 => Self::NoAnswer { direct: flags & 1 != 0, helpers, nacks, healthy: flags & 2 != 0 },
             1 => Self::Refused,
             2 => Self::PushPull,
             4 => Self::ForceLeave,

@@ -92,7 +92,7 @@ fn golden_bytes_of_each_refusal() {
 #[test]
 fn golden_bytes_of_each_evidence() {
     let all = [
-        (Evidence::NoAnswer { direct: true, helpers: 3, nacks: 2 }, "00_010302"),
+        (Evidence::NoAnswer { direct: true, helpers: 3, nacks: 2, healthy: true }, "00_030302"),
         (Evidence::Refused, "01_000000"),
         (Evidence::PushPull, "02_000000"),
         (Evidence::Hearsay, "03_000000"),

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub mod agents;
 pub mod certs;
 pub mod dns;
+pub mod experiments;
 pub mod hosts;
 pub mod log;
 pub mod netns;

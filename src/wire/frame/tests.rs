@@ -54,7 +54,7 @@ fn each_kind() -> Vec<Message> {
             id: id("b"),
             incarnation: 3,
             from: "a".into(),
-            evidence: Evidence::NoAnswer { direct: true, helpers: 3, nacks: 2 },
+            evidence: Evidence::NoAnswer { direct: true, helpers: 3, nacks: 2, healthy: true },
         }),
         Message::Alive(alive()),
         Message::Dead(Dead {
@@ -93,7 +93,7 @@ fn golden_bytes_of_wire_1() {
         format!("0101_0162{run}_0100000000000000000000000000000001fb0a1f_0161{run}"),
         "02fcffffffff_026869".into(),
         "0307".into(),
-        format!("04_0162{run}_03_0161_00010302"),
+        format!("04_0162{run}_03_0161_00030302"),
         format!("05_0162{run}_03_007f000001fb0a1f_0601006b010076_016d_010101000000"),
         format!("06_0162{run}_03_0163_0161_0164_00_02000000"),
         format!("07_0161{run}_09_036b2f31_046e657773"),

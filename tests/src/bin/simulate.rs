@@ -4,7 +4,10 @@
 
 use std::{ops::Range, process::ExitCode, time::Instant};
 
-use memberlist_tests::simulate::{Campaign, Plan, run, shrink};
+use memberlist_tests::{
+    experiments,
+    simulate::{Campaign, Plan, run, shrink},
+};
 
 fn main() -> ExitCode {
     match command(std::env::args().skip(1).collect()) {
@@ -33,6 +36,9 @@ fn nodes(seed: u64) -> usize {
 fn command(args: Vec<String>) -> Result<bool, String> {
     let mut words = args.iter();
     let what = words.next().ok_or("what is to be done?")?;
+    if what == "experiment" {
+        return experiment(words);
+    }
     let mut options = Options {
         seeds: 0..100,
         nodes: None,
@@ -79,6 +85,48 @@ fn command(args: Vec<String>) -> Result<bool, String> {
         }
         _ => Err(format!("{what} is not known")),
     }
+}
+
+/// `simulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json]
+/// [--set NAME=VALUE]`, the last for settings that are to differ from `ours`.
+fn experiment<'a>(mut words: impl Iterator<Item = &'a String>) -> Result<bool, String> {
+    let known = || {
+        let all = experiments::ALL.iter().map(|(name, what, _)| format!("  {name:<20} {what}"));
+        format!("which experiment?\n{}", all.collect::<Vec<_>>().join("\n"))
+    };
+    let name = words.next().ok_or_else(known)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut options =
+        experiments::Options { nodes: None, policy: None, repeats: 10, seed: 0, threads, set: Vec::new() };
+    let mut json = false;
+    while let Some(word) = words.next() {
+        if word == "--json" {
+            json = true;
+            continue;
+        }
+        let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
+        let number = || value.parse::<u64>().map_err(|error| format!("{value}: {error}"));
+        match &**word {
+            "--nodes" => options.nodes = Some(number()?.clamp(4, 20_000) as usize),
+            "--runs" => options.repeats = number()?.max(1),
+            "--seed" => options.seed = number()?,
+            "--threads" => options.threads = number()?.max(1) as usize,
+            "--set" => {
+                let (name, value) =
+                    value.split_once('=').ok_or_else(|| format!("{value} is not NAME=VALUE"))?;
+                let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+                options.set.push((name.to_owned(), value));
+            }
+            "--policy" => {
+                let policy = experiments::Policy::ALL.into_iter().find(|policy| policy.name() == value);
+                options.policy = Some(policy.ok_or_else(|| format!("{value} is no policy"))?);
+            }
+            _ => return Err(format!("{word} is not known")),
+        }
+    }
+    let rows = experiments::run(name, &options).ok_or_else(known)?;
+    print!("{}", if json { experiments::json(&rows) } else { experiments::markdown(&rows) });
+    Ok(true)
 }
 
 fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
