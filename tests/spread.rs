@@ -246,3 +246,34 @@ fn a_broadcast_reaches_all_who_stay_once_and_within_twice_the_rounds_of_calm_how
 fn it_does_so_from_another_seed() {
     tell(2, size());
 }
+
+/// Rounds until all of `nodes` have heard, if each that has heard tells `told` others in each round: until most have,
+/// those who have grow by that factor; then of those who have not a part is left that shrinks by as much.
+fn expected(nodes: usize, told: f64) -> f64 {
+    let n = nodes as f64;
+    n.ln() / (1.0 + told).ln() + n.ln() / told
+}
+
+#[test]
+fn whatever_part_of_the_packets_is_lost_all_hear_a_broadcast_once_and_as_soon_as_the_formula_says() {
+    let sizes = if cfg!(debug_assertions) { [3, 20, 100] } else { [3, 40, 500] };
+    for (nodes, loss) in sizes.into_iter().flat_map(|nodes| [0.0, 0.1, 0.3].map(|loss| (nodes, loss))) {
+        paused(async move {
+            let run = Run::begin(3, Size { nodes, changes: 0 }).await;
+            let latency = Duration::from_micros(200)..Duration::from_millis(3);
+            run.world.network.set_default(Link { latency, loss, ..Link::default() });
+            let rounds = run.broadcasts("lossy", Instant::now()).await;
+            sleep(Duration::from_secs(3)).await;
+            for (bytes, by) in run.heard.borrow().iter() {
+                assert!(by.values().all(|times| times.len() == 1), "{nodes} nodes, loss {loss}: {bytes:?}");
+            }
+            let formula = expected(nodes, Config::lan().gossip_nodes as f64 * (1.0 - loss));
+            eprintln!("{nodes} nodes, loss {loss}: {rounds:.1?} rounds, {formula:.1} by the formula");
+            assert!(median(&rounds) <= formula + 1.0, "{nodes} nodes, loss {loss}: {rounds:?}, {formula}");
+            assert!(
+                worst(&rounds) <= 2.0 * formula + 2.0,
+                "{nodes} nodes, loss {loss}: {rounds:?}, {formula}"
+            );
+        });
+    }
+}
