@@ -9,8 +9,8 @@
 //! Then kill the first one.
 //!
 //! **Who is the oldest.** All nodes must say the same of the same members. `View::rank` does that, but it goes by name:
-//! a newcomer called `aaron` would take over. `Member::since` is when *this* node heard of a member, and differs from
-//! node to node. So each node says in a tag when it was started, by its own clock, and whoever has the smallest number
+//! a newcomer called `aaron` would take over. `Member::since` is when *this* node saw a member's state change, and differs
+//! from node to node. So each node says in a tag when it was started, by its own clock, and whoever has the smallest number
 //! leads; of two with the same the first by name. A clock that is wrong makes somebody lead too early or too late, but
 //! it is the same one for all.
 //!

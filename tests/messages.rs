@@ -293,6 +293,25 @@ fn a_large_broadcast_counts_whom_it_does_not_reach_and_gives_way_to_a_newer_one(
 }
 
 #[test]
+fn a_large_broadcast_reaches_the_living_at_once_though_a_third_has_just_died() {
+    paused(async {
+        let world = World::cluster(11, Config::lan(), 30).await;
+        let ears: Vec<_> = world.nodes.iter().map(|node| listen(node, Duration::ZERO)).collect();
+        for i in (1..30).step_by(3) {
+            world.kill(i).await;
+        }
+        let dead = |i: usize| i % 3 == 1;
+        let spread = world.nodes[0].broadcast_bytes(Broadcast::new(vec![5; 100_000])).expect("it is taken");
+        sleep(Duration::from_secs(1)).await;
+        for (i, (heard, _)) in ears.iter().enumerate().skip(1).filter(|(i, _)| !dead(*i)) {
+            assert_eq!(heard.borrow().len(), 1, "n{i:03} does not wait for those who are dead");
+        }
+        assert_eq!(timeout(LONG, spread).await.expect("once all are known to be dead"), Ok(()));
+        assert_eq!(world.nodes[0].metrics().dropped["undelivered"], 10);
+    });
+}
+
+#[test]
 fn large_broadcasts_at_once_are_bounded() {
     paused(async {
         let config = Config { peer_queue_bytes: 100_000, ..Config::lan() };

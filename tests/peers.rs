@@ -372,3 +372,35 @@ fn an_upload_of_any_length_arrives_and_is_answered_once_it_is_read_or_before() {
         assert!(matches!(outcome, Err(AskError::NotSent(NotSent::Unknown(_)))), "{outcome:?}");
     });
 }
+
+#[test]
+fn an_upload_whose_body_stands_still_is_answered_all_the_same_or_given_up_after_a_minute() {
+    paused(async {
+        let world = World::cluster(10, Config::lan(), 2).await;
+        let to = peer(&world, 0, 1);
+        world.nodes[1].serve_upload::<Store>(Desk::default().start().recipient()).expect("it runs").detach();
+        let still = || pieces(1, 10).chain(futures_util::stream::pending());
+        // The handler has had enough, whatever the body still is to bring.
+        for at_most in [0, 10] {
+            let answer = timeout(SOON, to.upload(&Store { at_most }, still())).await;
+            assert_eq!(answer.expect("at once"), Ok((at_most, true)));
+        }
+        // It waits for more, and learns that no more comes, as does whoever sends.
+        let begun = Instant::now();
+        let outcome = timeout(Duration::from_secs(90), to.upload(&Store { at_most: 11 }, still())).await;
+        let outcome = outcome.expect("in time");
+        assert!(matches!(outcome, Err(AskError::NotSent(NotSent::Unknown(_)))), "{outcome:?}");
+        assert!(begun.elapsed() >= Duration::from_secs(59), "{:?}", begun.elapsed());
+        // The same where nothing comes back.
+        let begun = Instant::now();
+        let stalled = async {
+            sleep(SOON).await;
+            world.nodes[0].faults().pause(&to).expect("it is there");
+        };
+        let uploading = timeout(Duration::from_secs(90), to.upload(&Store { at_most: 11 }, still()));
+        let (outcome, ()) = tokio::join!(uploading, stalled);
+        let outcome = outcome.expect("in time");
+        assert!(matches!(outcome, Err(AskError::NotSent(NotSent::Unknown(_)))), "{outcome:?}");
+        assert!(begun.elapsed() >= Duration::from_secs(59), "{:?}", begun.elapsed());
+    });
+}

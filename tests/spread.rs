@@ -246,3 +246,51 @@ fn a_broadcast_reaches_all_who_stay_once_and_within_twice_the_rounds_of_calm_how
 fn it_does_so_from_another_seed() {
     tell(2, size());
 }
+
+/// Rounds until all of `nodes` have heard, if each that has heard tells `told` others in each round: until most have,
+/// those who have grow by that factor; then of those who have not a part is left that shrinks by as much.
+fn expected(nodes: usize, told: f64) -> f64 {
+    let n = nodes as f64;
+    n.ln() / (1.0 + told).ln() + n.ln() / told
+}
+
+#[test]
+fn whatever_part_of_the_packets_is_lost_as_many_hear_a_broadcast_and_as_soon_as_the_formula_says() {
+    let sizes = if cfg!(debug_assertions) { [3, 20, 100] } else { [3, 40, 500] };
+    for (nodes, loss) in sizes.into_iter().flat_map(|nodes| [0.0, 0.1, 0.3].map(|loss| (nodes, loss))) {
+        paused(async move {
+            let run = Run::begin(3, Size { nodes, changes: 0 }).await;
+            let latency = Duration::from_micros(200)..Duration::from_millis(3);
+            run.world.network.set_default(Link { latency, loss, ..Link::default() });
+            let sent: Vec<_> =
+                (0..BROADCASTS).map(|k| (k * 37 % nodes, Bytes::from(vec![k as u8; LEN]))).collect();
+            let start = Instant::now();
+            for (origin, bytes) in &sent {
+                run.world.nodes[*origin]
+                    .broadcast_bytes(Broadcast::new(bytes.clone()))
+                    .expect("there is room");
+            }
+            sleep(LENGTH).await;
+            let heard = run.heard.borrow();
+            let (mut missed, mut rounds) = (0, Vec::new());
+            for (_, bytes) in &sent {
+                let times: Vec<_> = heard[bytes].values().collect();
+                assert!(times.iter().all(|times| times.len() == 1), "{nodes} nodes, loss {loss}: once");
+                missed += nodes - 1 - times.len();
+                let last = times.iter().map(|times| times[0]).max().expect("somebody hears it");
+                rounds.push((last - start).as_secs_f64() / ROUND.as_secs_f64());
+            }
+            let (config, arrives) = (Config::lan(), 1.0 - loss);
+            let formula = expected(nodes, config.gossip_nodes as f64 * arrives);
+            // Each node tells it so many times, to whom chance says.
+            let told = f64::from(config.retransmit_limit(nodes)) * arrives;
+            let missing = (BROADCASTS * (nodes - 1)) as f64 * (-told).exp();
+            eprintln!(
+                "{nodes} nodes, loss {loss}: {rounds:.1?} rounds, {formula:.1} by the formula; {missed} missed one, \
+                 {missing:.1} by the formula"
+            );
+            assert!(median(&rounds) <= formula + 1.0 && worst(&rounds) <= 2.0 * formula + 2.0);
+            assert!(missed as f64 <= 2.0 * missing + 2.0, "{missed} have missed one");
+        });
+    }
+}

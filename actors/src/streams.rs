@@ -447,6 +447,17 @@ impl<'a> Line<'a> {
     /// The answer of whoever was dialled.
     pub(crate) async fn answer(&mut self, max: usize) -> Result<Bytes, Failure> {
         let len = self.length().await?.ok_or(WireError::Truncated)?;
+        self.answer_of(len, max).await
+    }
+
+    /// The same, when its first byte has been read.
+    pub(crate) async fn rest_of_answer(&mut self, first: u8, max: usize) -> Result<Bytes, Failure> {
+        let mut rest = [0; 3];
+        self.read_exact(&mut rest, Instant::now() + self.limit).await?;
+        self.answer_of([first, rest[0], rest[1], rest[2]], max).await
+    }
+
+    async fn answer_of(&mut self, len: [u8; 4], max: usize) -> Result<Bytes, Failure> {
         if is_other_wire(len) {
             return Err(Failure::OtherWire);
         }

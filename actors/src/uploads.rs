@@ -28,7 +28,7 @@ use memberlist_protocol::{
         message::{Address, MAX_KIND, Receipt},
     },
 };
-use tokio::sync::mpsc;
+use tokio::{io::AsyncReadExt, sync::mpsc, time::sleep};
 
 use crate::{
     answers::{self, Answered},
@@ -175,25 +175,37 @@ async fn brought(
         Receipt::Undecodable => return never(Cause::Undecodable),
     }
     line.limit = PATIENCE;
-    // Without an end the stream just closes, and the other side knows that something is missing.
-    let mut pace = Pace::default();
-    while let Some(piece) = pieces.recv().await {
-        let len = if let Piece::Bytes(bytes) = &piece { bytes.len() } else { 0 };
-        let written = match &piece {
-            Piece::Bytes(bytes) => line.write(&[bytes]).await,
-            Piece::End => line.write(&[]).await,
-        };
-        // It may have been answered before its end; then nobody reads the rest.
-        if written.is_err() || matches!(piece, Piece::End) {
-            break;
-        }
-        pace.step(ring, len).await;
-    }
+    let max = ring.config.max_message_size + 1;
+    let (mut pace, mut open) = (Pace::default(), true);
     let answer = loop {
-        // A handler may take its time; the peer says now and then that it is there.
-        let answer = line.answer(ring.config.max_message_size + 1).await?;
-        if !answer.is_empty() {
-            break answer;
+        let mut first = [0];
+        // It may be answered before its end, and the body may stand still. A handler may take its time as well: the peer
+        // says now and then that it is there.
+        let next = tokio::select! {
+            biased;
+            read = line.channel().read(&mut first) => Err(read?),
+            piece = pieces.recv(), if open => Ok(piece),
+            () = sleep(PATIENCE) => return Err(Failure::Timeout),
+        };
+        match next {
+            // Without an end the stream just closes, and the other side knows that something is missing.
+            Ok(None) => open = false,
+            Ok(Some(Piece::End)) => {
+                let _ = line.write(&[]).await;
+                open = false;
+            }
+            // When it has been answered nobody reads the rest.
+            Ok(Some(Piece::Bytes(bytes))) => match line.write(&[&bytes]).await {
+                Ok(()) => pace.step(ring, bytes.len()).await,
+                Err(_) => open = false,
+            },
+            Err(0) => return Err(WireError::Truncated.into()),
+            Err(_) => {
+                let answer = line.rest_of_answer(first[0], max).await?;
+                if !answer.is_empty() {
+                    break answer;
+                }
+            }
         }
     };
     let how = How::of(answer[0]).ok_or(WireError::Kind)?;
@@ -256,7 +268,7 @@ pub(crate) async fn serve(
         tokio::select! {
             biased;
             answer = &mut answered => return reply(line, answer.unwrap_or(Answered::HandlerGone)).await,
-            () = tokio::time::sleep(PATIENCE / 4) => line.write(&[]).await?,
+            () = sleep(PATIENCE / 4) => line.write(&[]).await?,
         }
     }
 }
