@@ -97,10 +97,18 @@ pub struct Config {
     /// that they had no answer either, end it sooner: down to half of its shortest time.
     pub early_verdicts: bool,
 
+    /// Whether a host that refuses a connection to a member's address is evidence that its process is gone, which others
+    /// look for as well: a suspicion that as many have seen it for as would bring it down to its shortest time ends at
+    /// once. If not, a refusal is worth as much as silence.
+    pub count_refusals: bool,
+
     /// Time between two rounds of gossip, as long as there is something to say. 10 ms to 1 min; 0 = no
     /// rounds: news travels on pings and acks alone. LAN 200 ms, WAN 500 ms, local 100 ms.
     #[serde(with = "crate::span")]
     pub gossip_interval: Duration,
+    /// Whether news that has just come leaves before the next round, in at most eight rounds more per `gossip_interval`;
+    /// each piece of it is sent as often as without that.
+    pub gossip_at_once: bool,
     /// Members that a round of gossip goes to. 0 to 64; 0 = no rounds. LAN 3, WAN 4, local 3.
     pub gossip_nodes: usize,
     /// How long a dead member still gets gossip, so that it learns of its death and can refute.
@@ -277,6 +285,8 @@ impl Config {
             early_nacks: true,
             own_verdicts: false,
             early_verdicts: false,
+            count_refusals: false,
+            gossip_at_once: false,
             gossip_interval: ms(200),
             gossip_nodes: 3,
             gossip_to_the_dead_time: secs(30),

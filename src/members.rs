@@ -27,7 +27,7 @@ use rand::Rng;
 use smallvec::SmallVec;
 
 use crate::{
-    accusation::Accusation,
+    accusation::{Accusation, Evidence},
     config::Config,
     limiter::Limiter,
     member::{Member, MemberState, NodeId, canonical},
@@ -213,7 +213,12 @@ impl Members {
             from: self.local.id.shared_name().clone(),
             by: accusation.by,
             confirmed_by,
-            evidence: accusation.evidence,
+            evidence: match accusation.evidence {
+                _ if case.suspicion.is_refused() => Evidence::Refused,
+                // By one or two of many: not what the verdict stands on.
+                Evidence::Refused => Evidence::Hearsay,
+                other => other,
+            },
         };
         self.dead(&verdict, now, rng)
     }
@@ -329,13 +334,13 @@ impl Members {
     fn confirm(
         &mut self,
         name: &Arc<str>,
-        by: SmallVec<[(Arc<str>, bool); 1]>,
+        by: SmallVec<[(Arc<str>, Evidence); 1]>,
         now: Instant,
     ) -> Option<(NodeId, Accusation)> {
         let case = self.cases.get_mut(name)?;
         self.deadlines.remove(&(case.suspicion.deadline(), name.clone()));
-        for (from, witness) in by {
-            case.suspicion.confirm(from, witness, now);
+        for (from, evidence) in by {
+            case.suspicion.confirm(from, evidence, now);
         }
         self.deadlines.insert((case.suspicion.deadline(), name.clone()));
         Some((self.roster.get(name)?.id.clone(), case.accusation()))

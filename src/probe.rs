@@ -101,7 +101,19 @@ pub enum Action {
     },
 }
 
-type Actions = SmallVec<[Action; 4]>;
+/// Several of them, in their order.
+pub type Actions = SmallVec<[Action; 4]>;
+
+/// What came of a ping over a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialled {
+    /// The right answer, in time.
+    Answered,
+    /// The host said that nothing listens there.
+    Refused,
+    /// Nothing, or nothing that is an answer.
+    Silent,
+}
 
 /// Why a question of the application has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +207,7 @@ struct Round {
     deadline: Instant,
     helpers: SmallVec<[Helper; 4]>,
     direct: bool,
+    refused: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,8 +230,28 @@ struct Relay {
     asker: SocketAddr,
     asker_run: u64,
     asker_seq: u32,
-    nacked: bool,
+    target: Arc<Member>,
+    step: Step,
     expires: Instant,
+}
+
+impl Relay {
+    /// To whoever asked for it.
+    fn answer(&self, messages: SmallVec<[Message; 1]>) -> Action {
+        let (to, run) = (self.asker, self.asker_run);
+        Action::Send { to, run, messages, piggyback: Piggyback::Yes, report: None }
+    }
+}
+
+/// What is next for a relay without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// To dial, and see whether it is refused; then to say until that moment that there is no answer.
+    Dial(Instant),
+    /// To say so.
+    Nack,
+    /// To wait for its end.
+    End,
 }
 
 /// The failure detector of one node.
@@ -369,6 +402,7 @@ impl Detector {
             deadline: now + interval,
             helpers: SmallVec::new(),
             direct: true,
+            refused: false,
         });
     }
 
@@ -416,10 +450,7 @@ impl Detector {
                 report: None,
             });
         }
-        let config = &self.config;
-        let by_datagram_alone =
-            config.disable_tcp_pings || config.disable_tcp_pings_for.contains(round.target.id.name());
-        if !by_datagram_alone && now < round.deadline {
+        if self.is_dialled(&round.target.id) && now < round.deadline {
             actions.push(Action::StreamPing {
                 seq: round.seq,
                 target: round.target.id.clone(),
@@ -430,16 +461,27 @@ impl Detector {
         self.round = Some(round);
     }
 
+    /// Whether pings go over streams as well.
+    fn is_dialled(&self, id: &NodeId) -> bool {
+        !self.config.disable_tcp_pings && !self.config.disable_tcp_pings_for.contains(id.name())
+    }
+
     fn fail(&mut self, actions: &mut Actions) {
         let Some(round) = self.end_round() else { return };
+        let (id, incarnation) = (round.target.id.clone(), round.target.incarnation);
+        if round.refused {
+            // The fault is there, and the helpers had less time than others.
+            actions.push(Action::Accuse { id, incarnation, evidence: Evidence::Refused });
+            return;
+        }
         let helpers = round.helpers.len();
         let nacks = round.helpers.iter().filter(|helper| helper.nacked).count();
         let healthy = self.health.score() == 0;
         // Each helper that does not even say that it has no answer makes it likelier that the fault is here.
         self.health.apply(if helpers == 0 { 1 } else { (helpers - nacks) as i32 });
         actions.push(Action::Accuse {
-            id: round.target.id.clone(),
-            incarnation: round.target.incarnation,
+            id,
+            incarnation,
             evidence: Evidence::NoAnswer {
                 direct: round.direct,
                 helpers: helpers as u8,
@@ -519,16 +561,19 @@ impl Detector {
             return Err(Unheard::TooManyRelays);
         }
         let seq = self.sequence(Expected::Relay, rng);
+        let nack = now + self.config.nack_delay();
+        let looks = self.config.count_refusals && self.is_dialled(&target.id);
         let relay = Relay {
             asker: from,
             asker_run: request.from.run(),
             asker_seq: request.seq,
-            nacked: false,
+            target: target.clone(),
+            step: if looks { Step::Dial(nack) } else { Step::Nack },
             expires: now + self.config.suspicion_base().max(self.config.probe_timeout),
         };
         self.relays.insert(seq, relay);
         *self.relays_of.entry(from).or_default() += 1;
-        self.relay_due.insert((now + self.config.nack_delay(), seq));
+        self.relay_due.insert((if looks { now + self.config.nack_delay() / 4 } else { nack }, seq));
         let ping = Ping { seq, target: target.id.clone(), from: view.local().id.clone() };
         Ok(Action::Send {
             to: target.addr,
@@ -561,13 +606,7 @@ impl Detector {
             Expected::Relay => {
                 let relay = self.end_relay(ack.seq).ok_or(Unheard::UnknownSequence)?;
                 let answer = Ack { seq: relay.asker_seq, payload: Bytes::new() };
-                Ok(Some(Action::Send {
-                    to: relay.asker,
-                    run: relay.asker_run,
-                    messages: smallvec![Message::Ack(answer)],
-                    piggyback: Piggyback::Yes,
-                    report: None,
-                }))
+                Ok(Some(relay.answer(smallvec![Message::Ack(answer)])))
             }
             Expected::Helper(_) => {
                 self.succeed();
@@ -601,19 +640,47 @@ impl Detector {
         }
     }
 
-    /// The ping over a stream has ended, with an answer or without. An answer ends the round at once.
+    /// The ping over a stream has ended. An answer ends the round at once. A refusal, if it counts, ends it soon; and a
+    /// helper that is refused says so to its asker, and to all as an accusation of its own.
     ///
     /// # Errors
     /// [`Unheard::UnknownSequence`].
-    pub fn stream_ping(&mut self, seq: u32, answered: bool) -> Result<Option<Action>, Unheard> {
-        if !matches!(self.expected.get(&seq), Some(Expected::Direct)) {
-            return Err(Unheard::UnknownSequence);
+    pub fn stream_ping(
+        &mut self,
+        seq: u32,
+        heard: Dialled,
+        view: &View,
+        now: Instant,
+    ) -> Result<Actions, Unheard> {
+        let refused = heard == Dialled::Refused && self.config.count_refusals;
+        match self.expected.get(&seq) {
+            Some(Expected::Direct) if heard == Dialled::Answered => {
+                let id = self.succeed().map(|round| round.target.id.clone());
+                Ok(id.map(|id| Action::UdpLost { id }).into_iter().collect())
+            }
+            Some(Expected::Direct) => {
+                let soon = now + self.config.nack_delay() / 2;
+                if let Some(round) = self.round.as_mut().filter(|_| refused) {
+                    (round.refused, round.deadline) = (true, round.deadline.min(soon));
+                }
+                Ok(Actions::new())
+            }
+            Some(Expected::Relay) if refused => {
+                let relay = self.end_relay(seq).ok_or(Unheard::UnknownSequence)?;
+                let (id, incarnation) = (relay.target.id.clone(), relay.target.incarnation);
+                let suspect = Suspect {
+                    id: id.clone(),
+                    incarnation,
+                    from: view.local().id.shared_name().clone(),
+                    evidence: Evidence::Refused,
+                };
+                let nack = Message::Nack(Nack { seq: relay.asker_seq });
+                let told = relay.answer(smallvec![nack, Message::Suspect(suspect)]);
+                Ok(smallvec![told, Action::Accuse { id, incarnation, evidence: Evidence::Refused }])
+            }
+            Some(Expected::Relay) => Ok(Actions::new()),
+            _ => Err(Unheard::UnknownSequence),
         }
-        Ok(if answered {
-            self.succeed().map(|round| Action::UdpLost { id: round.target.id.clone() })
-        } else {
-            None
-        })
     }
 
     /// The application asks whether somebody of that name, or anybody, is at `to`, member or not. It says the number of the
@@ -675,18 +742,20 @@ impl Detector {
         while let Some((at, seq)) = self.relay_due.first().copied().filter(|(at, _)| *at <= now) {
             self.relay_due.remove(&(at, seq));
             let Some(relay) = self.relays.get_mut(&seq) else { continue };
-            if !relay.nacked && now < relay.expires {
-                relay.nacked = true;
-                self.relay_due.insert((relay.expires, seq));
-                actions.push(Action::Send {
-                    to: relay.asker,
-                    run: relay.asker_run,
-                    messages: smallvec![Message::Nack(Nack { seq: relay.asker_seq })],
-                    piggyback: Piggyback::Yes,
-                    report: None,
-                });
-            } else {
-                self.end_relay(seq);
+            match relay.step {
+                _ if now >= relay.expires => drop(self.end_relay(seq)),
+                Step::Dial(until) => {
+                    relay.step = Step::Nack;
+                    self.relay_due.insert((until, seq));
+                    let (target, addr) = (relay.target.id.clone(), relay.target.addr);
+                    actions.push(Action::StreamPing { seq, target, addr, deadline: until });
+                }
+                Step::Nack => {
+                    relay.step = Step::End;
+                    self.relay_due.insert((relay.expires, seq));
+                    actions.push(relay.answer(smallvec![Message::Nack(Nack { seq: relay.asker_seq })]));
+                }
+                Step::End => drop(self.end_relay(seq)),
             }
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use smallvec::SmallVec;
 
-use crate::config::Config;
+use crate::{accusation::Evidence, config::Config};
 
 /// The bounds of a suspicion in a cluster of some size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Bounds {
     pub max: Duration,
     /// Whether witnesses beyond those that are needed bring it below `min`.
     pub early: bool,
+    /// Whether those who were refused a connection end it.
+    pub refusals: bool,
 }
 
 impl Bounds {
@@ -36,7 +38,13 @@ impl Bounds {
         let scale = (members.max(1) as f64).log10().max(1.0);
         let thousandths = (scale * 1000.0).floor() as u32;
         let min = config.suspicion_base() * config.suspicion_mult * thousandths / 1000;
-        Self { needed, min, max: min * config.suspicion_max_timeout_mult, early: config.early_verdicts }
+        Self {
+            needed,
+            min,
+            max: min * config.suspicion_max_timeout_mult,
+            early: config.early_verdicts,
+            refusals: config.count_refusals,
+        }
     }
 
     /// Time that a suspect has in all, counted from the first accusation, after `confirmations` others:
@@ -69,6 +77,9 @@ impl Bounds {
     }
 }
 
+/// Accusers that are counted, whatever they have seen.
+const MOST: u32 = 32;
+
 /// One running suspicion.
 #[derive(Clone, Debug)]
 pub struct Suspicion {
@@ -80,6 +91,8 @@ pub struct Suspicion {
     confirmed_by: SmallVec<[Arc<str>; 4]>,
     /// How many of the accusers, the first one included, have full evidence.
     witnesses: u32,
+    /// How many were refused a connection.
+    refused: u32,
 }
 
 /// What a further accusation did to a suspicion.
@@ -92,27 +105,36 @@ pub enum Confirmation {
 }
 
 impl Suspicion {
-    /// Starts when `accuser` says that it had no answer, as a witness if its evidence is full.
-    pub fn new(bounds: Bounds, accuser: Arc<str>, witness: bool, now: Instant) -> Self {
-        let witnesses = u32::from(witness);
-        Self { bounds, start: now, heard: now, accuser, confirmed_by: SmallVec::new(), witnesses }
+    /// Starts when `accuser` says what it has seen.
+    pub fn new(bounds: Bounds, accuser: Arc<str>, evidence: Evidence, now: Instant) -> Self {
+        let (confirmed_by, witnesses, refused) = Default::default();
+        let mut new = Self { bounds, start: now, heard: now, accuser, confirmed_by, witnesses, refused };
+        new.count(evidence);
+        new
+    }
+
+    fn count(&mut self, evidence: Evidence) {
+        self.witnesses += u32::from(evidence.is_full());
+        self.refused += u32::from(evidence == Evidence::Refused);
     }
 
     /// What an accusation by `from` would do.
-    pub fn weigh(&self, from: &str, witness: bool) -> Confirmation {
-        let confirmed = self.confirmed_by.len() as u32;
-        let most = if witness { self.bounds.most() } else { self.bounds.needed + 1 };
-        let enough = confirmed + 1 >= most;
+    pub fn weigh(&self, from: &str, evidence: Evidence) -> Confirmation {
+        let accusers = self.confirmed_by.len() as u32 + 1;
+        let enough = accusers >= self.bounds.needed + 1;
+        let enough = enough && !(evidence.is_full() && accusers < self.bounds.most());
+        let refused = self.bounds.refusals && evidence == Evidence::Refused && !self.is_refused();
+        let enough = enough && (!refused || accusers >= MOST);
         let known = *self.accuser == *from || self.confirmed_by.iter().any(|name| **name == *from);
         if enough || known { Confirmation::Known } else { Confirmation::New }
     }
 
     /// Counts `from` among those who confirm, unless it does not count.
-    pub fn confirm(&mut self, from: Arc<str>, witness: bool, now: Instant) -> Confirmation {
-        let weight = self.weigh(&from, witness);
+    pub fn confirm(&mut self, from: Arc<str>, evidence: Evidence, now: Instant) -> Confirmation {
+        let weight = self.weigh(&from, evidence);
         if weight == Confirmation::New {
             self.heard = now;
-            self.witnesses += u32::from(witness);
+            self.count(evidence);
             self.confirmed_by.push(from);
         }
         weight
@@ -120,10 +142,18 @@ impl Suspicion {
 
     /// When the suspect is dead unless it refutes.
     pub fn deadline(&self) -> Instant {
+        if self.is_refused() {
+            return self.heard;
+        }
         let confirmations = (self.confirmed_by.len() as u32).min(self.bounds.needed);
         let usual = self.bounds.timeout(confirmations);
         let time = self.bounds.early(self.witnesses).map_or(usual, |early| early.min(usual));
         self.heard.max(self.start + time)
+    }
+
+    /// Whether enough were told by the suspect's host that it is gone.
+    pub fn is_refused(&self) -> bool {
+        self.bounds.refusals && self.bounds.needed > 0 && self.refused > self.bounds.needed
     }
 
     /// Who confirmed, in the order of hearing.
@@ -152,31 +182,37 @@ impl Suspicion {
 mod tests {
     use super::*;
 
+    const WORD: Evidence = Evidence::Hearsay;
+    const FULL: Evidence = Evidence::NoAnswer { direct: true, helpers: 3, nacks: 3, healthy: true };
+
     fn ms(n: u64) -> Duration {
         Duration::from_millis(n)
     }
 
     #[test]
     fn the_timeout_shrinks_with_each_confirmation() {
-        let bounds = Bounds { needed: 3, min: ms(2000), max: ms(30000), early: false };
+        let bounds = Bounds { needed: 3, min: ms(2000), max: ms(30000), early: false, refusals: false };
         assert_eq!([0, 1, 2, 3, 4].map(|n| bounds.timeout(n)), [30000, 16000, 7810, 2000, 2000].map(ms));
-        let bounds = Bounds { needed: 3, min: ms(500), max: ms(2000), early: false };
+        let bounds = Bounds { needed: 3, min: ms(500), max: ms(2000), early: false, refusals: false };
         assert_eq!([1, 2, 3].map(|n| bounds.timeout(n)), [1250, 811, 500].map(ms));
-        let bounds = Bounds { needed: 3, min: ms(500), max: ms(1000), early: false };
+        let bounds = Bounds { needed: 3, min: ms(500), max: ms(1000), early: false, refusals: false };
         assert_eq!([0, 1, 2, 3].map(|n| bounds.timeout(n)), [1000, 750, 603, 500].map(ms));
     }
 
     #[test]
     fn bounds_grow_with_the_logarithm_of_the_cluster() {
         let of = |config: Config, n| Bounds::new(&config, n);
-        assert_eq!(of(Config::lan(), 10), Bounds { needed: 2, min: ms(4000), max: ms(24000), early: false });
+        assert_eq!(
+            of(Config::lan(), 10),
+            Bounds { needed: 2, min: ms(4000), max: ms(24000), early: false, refusals: false }
+        );
         assert_eq!(
             of(Config::wan(), 10),
-            Bounds { needed: 4, min: ms(30000), max: ms(180_000), early: false }
+            Bounds { needed: 4, min: ms(30000), max: ms(180_000), early: false, refusals: false }
         );
         assert_eq!(
             of(Config::local(), 10),
-            Bounds { needed: 1, min: ms(3000), max: ms(18000), early: false }
+            Bounds { needed: 1, min: ms(3000), max: ms(18000), early: false, refusals: false }
         );
         let config = Config { suspicion_mult: 3, probe_interval: ms(1000), ..Config::lan() };
         assert_eq!([5, 50, 500].map(|n| of(config.clone(), n).min), [3000, 5094, 8094].map(ms));
@@ -187,50 +223,75 @@ mod tests {
         let bounds = Bounds::new(&Config::lan(), 3);
         assert_eq!(bounds.needed, 0);
         let now = Instant::now();
-        let mut suspicion = Suspicion::new(bounds, "a".into(), false, now);
-        assert_eq!(suspicion.confirm("b".into(), false, now), Confirmation::Known);
+        let mut suspicion = Suspicion::new(bounds, "a".into(), WORD, now);
+        assert_eq!(suspicion.confirm("b".into(), WORD, now), Confirmation::Known);
         assert_eq!(suspicion.deadline(), suspicion.start + bounds.min);
     }
 
     #[test]
     fn the_first_accuser_repeated_ones_and_surplus_ones_do_not_confirm() {
         let now = Instant::now();
-        let bounds = Bounds { needed: 2, min: ms(100), max: ms(1000), early: false };
-        let mut suspicion = Suspicion::new(bounds, "a".into(), false, now);
-        assert_eq!(suspicion.confirm("a".into(), false, now), Confirmation::Known);
+        let bounds = Bounds { needed: 2, min: ms(100), max: ms(1000), early: false, refusals: false };
+        let mut suspicion = Suspicion::new(bounds, "a".into(), WORD, now);
+        assert_eq!(suspicion.confirm("a".into(), WORD, now), Confirmation::Known);
         assert_eq!(suspicion.deadline(), now + ms(1000));
-        assert_eq!(suspicion.confirm("b".into(), false, now), Confirmation::New);
-        assert_eq!(suspicion.confirm("b".into(), false, now), Confirmation::Known);
+        assert_eq!(suspicion.confirm("b".into(), WORD, now), Confirmation::New);
+        assert_eq!(suspicion.confirm("b".into(), WORD, now), Confirmation::Known);
         assert!(suspicion.is_degraded());
-        assert_eq!(suspicion.confirm("c".into(), false, now), Confirmation::New);
+        assert_eq!(suspicion.confirm("c".into(), WORD, now), Confirmation::New);
         assert_eq!(suspicion.deadline(), now + ms(100));
-        assert_eq!(suspicion.confirm("d".into(), false, now), Confirmation::Known);
+        assert_eq!(suspicion.confirm("d".into(), WORD, now), Confirmation::Known);
         assert!(!suspicion.is_degraded());
     }
 
     #[test]
     fn more_witnesses_than_are_needed_end_a_suspicion_sooner() {
         let now = Instant::now();
-        let bounds = Bounds { needed: 2, min: ms(9000), max: ms(54_000), early: true };
-        let mut suspicion = Suspicion::new(bounds, "a".into(), true, now);
+        let bounds = Bounds { needed: 2, min: ms(9000), max: ms(54_000), early: true, refusals: false };
+        let mut suspicion = Suspicion::new(bounds, "a".into(), FULL, now);
         let mut times = Vec::new();
         for from in ["b", "c", "d", "e", "f", "g"] {
-            suspicion.confirm(from.into(), true, now);
+            suspicion.confirm(from.into(), FULL, now);
             times.push(suspicion.deadline() - now);
         }
         // Three of them bring it down to its shortest time; six to half of that, and a seventh changes nothing.
         assert_eq!(times[1..], [9000, 6750, 5400, 4500, 4500].map(ms));
         // Whoever has not seen so much brings it down to the shortest time and no further.
-        let mut suspicion = Suspicion::new(bounds, "a".into(), false, now);
+        let mut suspicion = Suspicion::new(bounds, "a".into(), WORD, now);
         for from in ["b", "c", "d", "e", "f", "g"] {
-            suspicion.confirm(from.into(), false, now);
+            suspicion.confirm(from.into(), WORD, now);
         }
         assert_eq!((suspicion.deadline() - now, suspicion.confirmed_by().len()), (ms(9000), 2));
         // Without the setting, witnesses are as good as others.
-        let mut suspicion = Suspicion::new(Bounds { early: false, ..bounds }, "a".into(), true, now);
+        let mut suspicion = Suspicion::new(Bounds { early: false, ..bounds }, "a".into(), FULL, now);
         for from in ["b", "c", "d", "e", "f", "g"] {
-            suspicion.confirm(from.into(), true, now);
+            suspicion.confirm(from.into(), FULL, now);
         }
         assert_eq!((suspicion.deadline() - now, suspicion.confirmed_by().len()), (ms(9000), 2));
+    }
+
+    #[test]
+    fn a_suspicion_ends_at_once_when_enough_were_refused_a_connection() {
+        let now = Instant::now();
+        let bounds = Bounds { needed: 2, min: ms(9000), max: ms(54_000), early: false, refusals: true };
+        let mut suspicion = Suspicion::new(bounds, "a".into(), WORD, now);
+        for from in ["b", "c", "d"] {
+            suspicion.confirm(from.into(), WORD, now);
+        }
+        assert_eq!(suspicion.deadline() - now, ms(9000));
+        // Those who were refused count although there are enough others.
+        for (from, refused) in
+            [("e", Confirmation::New), ("f", Confirmation::New), ("e", Confirmation::Known)]
+        {
+            assert_eq!(suspicion.confirm(from.into(), Evidence::Refused, now + ms(10)), refused);
+            assert_eq!(suspicion.deadline() - now, ms(9000));
+        }
+        assert_eq!(suspicion.confirm("g".into(), Evidence::Refused, now + ms(20)), Confirmation::New);
+        assert_eq!(suspicion.deadline() - now, ms(20));
+        assert_eq!(suspicion.confirm("h".into(), Evidence::Refused, now + ms(30)), Confirmation::Known);
+        // Where nobody could confirm it, a refusal is worth as much as silence.
+        let bounds = Bounds { needed: 0, ..bounds };
+        let suspicion = Suspicion::new(bounds, "a".into(), Evidence::Refused, now);
+        assert_eq!(suspicion.deadline() - now, ms(9000));
     }
 }

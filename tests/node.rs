@@ -349,3 +349,29 @@ fn a_handler_of_the_nodes_own_that_hangs_is_reported_and_makes_it_doubt_its_heal
         b.shutdown().await;
     });
 }
+
+#[test]
+fn news_leaves_before_the_next_round_and_no_more_often() {
+    let run = |gossip_at_once| {
+        paused(async move {
+            let config = Config { gossip_at_once, probe_interval: Duration::ZERO, ..Config::lan() };
+            let world = World::cluster(5, config, 4).await;
+            let quiet = |world: &World| world.nodes.iter().all(|node| node.metrics().broadcasts_queued == 0);
+            let secs = Duration::from_secs;
+            assert!(world.wait_until(secs(60), quiet).await.is_some());
+            let sent = |world: &World| world.nodes.iter().map(|n| n.metrics().packets_sent).sum::<u64>();
+            let (before, start) = (sent(&world), Instant::now());
+            world.nodes[0].set_meta(Bytes::from_static(b"new")).await.unwrap();
+            let know = |world: &World| {
+                world.nodes.iter().all(|node| node.view().get("n000").is_some_and(|m| &m.meta[..] == b"new"))
+            };
+            assert!(world.wait_until(secs(60), know).await.is_some());
+            let known = start.elapsed();
+            assert!(world.wait_until(secs(60), quiet).await.is_some());
+            (known, sent(&world) - before)
+        })
+    };
+    let ((late, usual), (soon, packets)) = (run(false), run(true));
+    assert!(soon <= Duration::from_millis(60), "{soon:?}, {late:?} without");
+    assert!(packets <= usual + 4, "{packets} packets, {usual} without");
+}

@@ -141,7 +141,7 @@ fn an_urgent_message_overtakes_ordered_ones() {
         let heard = serve(&world.nodes[1]);
         let to = peer(&world, 0, 1);
         let note = |n| Note(n, Bytes::from(vec![0; 50_000]));
-        let sent: Vec<_> = (0..150).map(|n| to.send(&note(n)).expect("there is room")).collect();
+        let sent: Vec<_> = (0..170).map(|n| to.send(&note(n)).expect("there is room")).collect();
         to.send(&Alarm(1)).expect("there is room").await.expect("it arrives");
         let before = heard.borrow().len();
         assert!(before < 60, "{before} notes were before it");

@@ -62,9 +62,12 @@ impl FailureDetector {
                 let heard = detector.borrow_mut().nack(&nack);
                 self.act(heard.map(|()| None));
             }
-            ToDetector::StreamPinged { seq, answered } => {
-                let heard = detector.borrow_mut().stream_ping(seq, answered);
-                self.act(heard);
+            ToDetector::StreamPinged { seq, heard } => {
+                let actions = detector.borrow_mut().stream_ping(seq, heard, &ring.view.borrow(), now);
+                match actions {
+                    Ok(actions) => actions.into_iter().for_each(|action| self.carry_out(action)),
+                    Err(unheard) => ring.counters.drop(unheard),
+                }
             }
             ToDetector::Ask { target, addr, then } => {
                 let mut rng = ring.rng.borrow_mut();

@@ -9,6 +9,7 @@ use memberlist_protocol::{
     link::Carrier,
     member::{Member, NodeId, Tags},
     members::Change,
+    probe::Dialled,
     view::View,
     wire::{
         message::{
@@ -148,7 +149,7 @@ pub(crate) enum ToDetector {
     /// From Transport: a helper has none.
     Nack(Nack),
     /// From a stream: the ping over it has ended.
-    StreamPinged { seq: u32, answered: bool },
+    StreamPinged { seq: u32, heard: Dialled },
     /// From the handle: is `target` there?
     Ask { target: NodeId, addr: SocketAddr, then: Then },
     /// From Transport: a ping could not be sent.

@@ -62,6 +62,9 @@ pub(crate) struct Kept {
     /// The first tick; the others follow at whole intervals.
     first_tick: Instant,
     next_tick: Option<Instant>,
+    /// The last round, and whether something has come since that is to leave before the next one.
+    last_round: Instant,
+    fresh: bool,
 }
 
 impl Kept {
@@ -69,7 +72,15 @@ impl Kept {
         let phase = ring.config.gossip_interval.mul_f64(ring.rng.borrow_mut().random::<f64>());
         let gossip = Gossip::new(&ring.config, ring.guard().overhead());
         ring.max_broadcast.store(gossip.max_len(), Relaxed);
-        Self { gossip, fanouts: Vec::new(), large: Vec::new(), first_tick: now + phase, next_tick: None }
+        Self {
+            gossip,
+            fanouts: Vec::new(),
+            large: Vec::new(),
+            first_tick: now + phase,
+            next_tick: None,
+            last_round: now,
+            fresh: false,
+        }
     }
 
     /// The next tick after `now`.
@@ -121,6 +132,7 @@ impl BroadcastQueue {
                     Ok(pruned) => self.pruned(pruned),
                     Err(_) => self.no_room(),
                 }
+                self.kept.borrow_mut().fresh = ring.config.gossip_at_once;
             }
             ToQueue::Send { to, run, messages, piggyback, report } => {
                 let limit = self.limit();
@@ -281,7 +293,10 @@ impl BroadcastQueue {
         if self.kept.borrow().next_tick.is_none_or(|at| at > now) {
             return;
         }
-        self.kept.borrow_mut().next_tick = None;
+        {
+            let mut kept = self.kept.borrow_mut();
+            (kept.next_tick, kept.last_round, kept.fresh) = (None, now, false);
+        }
         let view = ring.view.borrow().clone();
         let limit = self.limit();
         let targets = gossip::targets(&view, &ring.config, now, &mut *ring.rng.borrow_mut());
@@ -313,6 +328,10 @@ impl BroadcastQueue {
             None => Some(kept.tick_after(now(), interval)),
             some => some,
         };
+        if kept.fresh {
+            let soon = now().max(kept.last_round + interval / 8);
+            kept.next_tick = kept.next_tick.map(|at| at.min(soon));
+        }
         let (news, users) = kept.gossip.len();
         self.ring.broadcasts_queued.store((news + users) as u64, Relaxed);
         self.alarm.set(kept.next_tick);

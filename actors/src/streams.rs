@@ -16,6 +16,7 @@ use bytes::Bytes;
 use memberlist_protocol::{
     keyring::KeyId,
     member::NodeId,
+    probe::Dialled,
     wire::{
         WireError, codec,
         compress::{BLOCK, BLOCK_HEAD, BlockHead, WORTHWHILE, pack_block},
@@ -749,7 +750,7 @@ pub(crate) async fn dial(
     Line::within(limit, ring.endpoint.dial(addr)).await
 }
 
-/// Pings over a stream, and says whether there was the right answer in time.
+/// Pings over a stream.
 pub(crate) async fn ping(
     ring: &Shared,
     _permit: Permit,
@@ -757,7 +758,7 @@ pub(crate) async fn ping(
     target: NodeId,
     addr: SocketAddr,
     deadline: Instant,
-) -> bool {
+) -> Dialled {
     let exchange = async {
         let limit = ring.config.tcp_timeout;
         let mut line = Line::new(ring, dial(ring, addr, limit).await?);
@@ -769,11 +770,14 @@ pub(crate) async fn ping(
         Ok::<_, Failure>(codec::decode(&line.answer(MAX_PING).await?)?)
     };
     match timeout_at(deadline, exchange).await {
-        Ok(Ok(Message::Ack(ack))) => ack.seq == seq,
+        Ok(Ok(Message::Ack(ack))) if ack.seq == seq => Dialled::Answered,
+        Ok(Err(Failure::Broken(error))) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Dialled::Refused
+        }
         Ok(Err(failure @ Failure::Tls(_))) => {
             count(ring, &failure);
-            false
+            Dialled::Silent
         }
-        _ => false,
+        _ => Dialled::Silent,
     }
 }

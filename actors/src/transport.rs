@@ -20,7 +20,7 @@ use memberlist_protocol::{
     config::Config,
     member::{NodeId, canonical},
     members::Ignored,
-    probe::{self, Unheard},
+    probe::{self, Dialled, Unheard},
     wire::{
         WireError, codec,
         frame::Parts,
@@ -248,18 +248,18 @@ impl Transport {
                 self.send(to, run, &bytes, report);
             }
             ToTransport::StreamPing { seq, target, addr, deadline } => {
-                let answered = move |ring: &Shared, answered| {
-                    ring.command(ring.detector_inbox(), ToDetector::StreamPinged { seq, answered });
+                let pinged = move |ring: &Shared, heard| {
+                    ring.command(ring.detector_inbox(), ToDetector::StreamPinged { seq, heard });
                 };
                 match self.permit(Use::Own) {
                     Some(permit) => {
                         let ring = self.ring.clone();
                         self.ring.spawn("stream ping", async move {
                             let result = streams::ping(&ring, permit, seq, target, addr, deadline).await;
-                            answered(&ring, result);
+                            pinged(&ring, result);
                         });
                     }
-                    None => answered(&self.ring, false),
+                    None => pinged(&self.ring, Dialled::Silent),
                 }
             }
             ToTransport::Link { link } => link::start(&self.ring, link),

@@ -56,6 +56,8 @@ settings! {
     early_nacks: bool,
     own_verdicts: bool,
     early_verdicts: bool,
+    count_refusals: bool,
+    gossip_at_once: bool,
     gossip_interval: Span,
     gossip_nodes: usize,
     gossip_to_the_dead_time: Span,

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::{Case, doubts::Doubt};
 use crate::{
-    accusation::Accusation,
+    accusation::{Accusation, Evidence},
     member::{Member, NodeId},
     wire::message::{Alive, Message},
 };
@@ -225,8 +225,7 @@ pub(super) enum Step {
     #[default]
     Keep,
     Start(Box<Case>),
-    /// By whom, and whether that one is a witness.
-    Confirm(SmallVec<[(Arc<str>, bool); 1]>),
+    Confirm(SmallVec<[(Arc<str>, Evidence); 1]>),
     End,
 }
 

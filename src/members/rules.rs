@@ -219,7 +219,7 @@ impl Members {
                     at: now,
                 };
                 let bounds = Bounds::new(&self.config, self.roster.present());
-                let suspicion = Suspicion::new(bounds, m.from.clone(), m.evidence.is_full(), now);
+                let suspicion = Suspicion::new(bounds, m.from.clone(), m.evidence, now);
                 let member = Arc::new(record.turned(MemberState::Suspect, m.incarnation, now));
                 let change = Change::Suspected { member: member.clone(), why: accusation.clone() };
                 Ok(Decision {
@@ -231,10 +231,9 @@ impl Members {
                 })
             }
             MemberState::Suspect => {
-                let witness = m.evidence.is_full();
-                let news = self.cases.get(name).map(|case| case.suspicion.weigh(&m.from, witness));
+                let news = self.cases.get(name).map(|case| case.suspicion.weigh(&m.from, m.evidence));
                 if news == Some(Confirmation::New) {
-                    let suspicion = Step::Confirm(smallvec![(m.from.clone(), witness)]);
+                    let suspicion = Step::Confirm(smallvec![(m.from.clone(), m.evidence)]);
                     return Ok(Decision {
                         suspicion,
                         broadcast: broadcast(),
@@ -304,24 +303,28 @@ impl Members {
             from: m.by.clone(),
             evidence: if m.evidence.is_full() { m.evidence } else { Evidence::Hearsay },
         };
+        // A verdict says so only if all on whom it stands were refused: see `expire`.
+        let of_others = if m.evidence == Evidence::Refused { m.evidence } else { Evidence::Hearsay };
+        let broadcast = Some((record.id.shared_name().clone(), Message::Dead(m.clone())));
         if record.state == MemberState::Alive {
             let mut decision = self.suspect(&first, now, rng)?;
             if let Step::Start(case) = &mut decision.suspicion {
                 for by in &m.confirmed_by {
-                    case.suspicion.confirm(by.clone(), false, now);
+                    case.suspicion.confirm(by.clone(), of_others, now);
                 }
+                // All that it stands on is passed on.
+                decision.broadcast = broadcast;
             }
             return Ok(decision);
         }
         let name = record.id.shared_name();
         let Some(case) = self.cases.get(name) else { return self.raise(record, m.incarnation) };
         let all = std::iter::once(&m.by).chain(&m.confirmed_by);
-        let new = all.filter(|by| case.suspicion.weigh(by, false) == Confirmation::New);
-        let new: SmallVec<_> = new.map(|by| (by.clone(), false)).collect();
+        let new = all.filter(|by| case.suspicion.weigh(by, of_others) == Confirmation::New);
+        let new: SmallVec<_> = new.map(|by| (by.clone(), of_others)).collect();
         if new.is_empty() {
             return self.raise(record, m.incarnation);
         }
-        let broadcast = Some((name.clone(), Message::Suspect(first)));
         Ok(Decision { suspicion: Step::Confirm(new), broadcast, ..self.raised(record, m.incarnation) })
     }
 

@@ -313,7 +313,7 @@ fn with_own_verdicts_nobody_is_dead_on_another_ones_word() {
     // It counts as an accusation, which is passed on in the accuser's name; once.
     let effects = hear(&mut bench, &word("other1", &[])).unwrap();
     assert_eq!(names(&effects), ["suspected"]);
-    assert!(matches!(&effects.broadcast, Some((_, Message::Suspect(m))) if *m.from == *"other1"));
+    assert!(matches!(&effects.broadcast, Some((_, Message::Dead(m))) if *m.by == *"other1"));
     assert_eq!(hear(&mut bench, &word("other1", &[])).unwrap_err(), Ignored::Stale);
     // So do those who have confirmed it: with both that are needed it has the shortest time.
     let min = Bounds::new(&Config::lan(), 6).min;
@@ -325,6 +325,12 @@ fn with_own_verdicts_nobody_is_dead_on_another_ones_word() {
     hear(&mut bench, &word("other1", &["other2", "other3"])).unwrap();
     assert_eq!(names(&bench.alive(alive("x", RUN, 6, 2)).unwrap()), ["refuted"]);
     assert!(bench.wait(Duration::from_secs(600)).is_empty());
+    // Unless its host has told enough of them that it is gone.
+    let config = Config { own_verdicts: true, count_refusals: true, ..Config::lan() };
+    let mut refused = Bench::with_x_and(config);
+    let word = Dead { evidence: Evidence::Refused, ..word("other1", &["other2", "other3"]) };
+    hear(&mut refused, &word).unwrap();
+    assert!(matches!(&refused.wait(Duration::from_millis(1))[..], [Change::Dead { .. }]));
     // Its own farewell needs nobody's judgement.
     assert_eq!(names(&bench.dead("x", RUN, 6, "x").unwrap()), ["left"]);
 }

@@ -162,9 +162,12 @@ fn a_stream_that_answers_ends_the_round_at_once() {
     let mut bench = Bench::new(8);
     let seq = pings(&bench.step())[0].seq;
     bench.step();
-    assert_eq!(bench.detector.stream_ping(seq, false), Ok(None));
-    assert!(matches!(bench.detector.stream_ping(seq, true), Ok(Some(Action::UdpLost { .. }))));
-    assert_eq!(bench.detector.stream_ping(seq, true), Err(Unheard::UnknownSequence));
+    let mut dialled = |heard| bench.detector.stream_ping(seq, heard, &bench.view, bench.now);
+    // A refusal is worth as much as silence, unless it is set to count.
+    assert_eq!(dialled(Dialled::Silent), Ok(Actions::new()));
+    assert_eq!(dialled(Dialled::Refused), Ok(Actions::new()));
+    assert!(matches!(&dialled(Dialled::Answered).unwrap()[..], [Action::UdpLost { .. }]));
+    assert_eq!(dialled(Dialled::Answered), Err(Unheard::UnknownSequence));
     assert!(!bench.step().iter().any(|a| matches!(a, Action::Accuse { .. })));
 }
 
@@ -419,6 +422,46 @@ fn weak_point_02_a_helper_passes_an_ack_on_or_says_early_that_there_is_none() {
     let Ok(Some(Action::Send { to, messages, .. })) = bench.ack(seq) else { panic!() };
     assert_eq!((to, &messages[0]), (addr(1), &Message::Ack(Ack { seq: 70, payload: Bytes::new() })));
     assert_eq!(bench.ack(seq), Err(Unheard::UnknownSequence));
+}
+
+#[test]
+fn a_host_that_refuses_is_evidence_that_helpers_look_for_too() {
+    let config = Config { count_refusals: true, ..Config::lan() };
+    // Whoever is refused waits a little for its helpers, and then says what it has seen.
+    let mut bench = Bench::with(8, config.clone());
+    let seq = pings(&bench.step())[0].seq;
+    let start = bench.now;
+    bench.step();
+    assert_eq!(bench.detector.stream_ping(seq, Dialled::Refused, &bench.view, bench.now), Ok(Actions::new()));
+    let actions = bench.step();
+    assert!(matches!(&actions[..], [Action::Accuse { evidence: Evidence::Refused, .. }]), "{actions:?}");
+    assert_eq!((bench.now - start, bench.detector.score()), (ms(700), 0));
+    // A helper without an answer dials before it says so, and is a witness itself.
+    let mut bench = Bench::with(2, Config { probe_interval: Duration::ZERO, ..config.clone() });
+    let request = IndirectPing { seq: 70, target: id("m2"), addr: addr(2), from: id("m1") };
+    let start = bench.now;
+    bench.detector.indirect_ping(&request, addr(1), &bench.view, bench.now, &mut bench.rng).unwrap();
+    let dials = bench.step();
+    let [Action::StreamPing { seq, addr: to, .. }] = dials[..] else { panic!("{dials:?}") };
+    assert_eq!((bench.now - start, to), (bench.detector.config.nack_delay() / 4, addr(2)));
+    let told = bench.detector.stream_ping(seq, Dialled::Refused, &bench.view, bench.now).unwrap();
+    let all: Vec<_> = messages(&told).collect();
+    assert!(
+        matches!(&all[..], [Message::Nack(Nack { seq: 70 }), Message::Suspect(s)] if s.evidence == Evidence::Refused)
+    );
+    assert!(matches!(&told[1], Action::Accuse { incarnation: 4, evidence: Evidence::Refused, .. }));
+    // If it is not refused, it says in time that it has no answer.
+    bench.detector.indirect_ping(&request, addr(1), &bench.view, bench.now, &mut bench.rng).unwrap();
+    let start = bench.now;
+    let dials = bench.step();
+    let [Action::StreamPing { seq, .. }] = dials[..] else { panic!("{dials:?}") };
+    assert_eq!(bench.detector.stream_ping(seq, Dialled::Silent, &bench.view, bench.now), Ok(Actions::new()));
+    let mut late = Vec::new();
+    while late.is_empty() {
+        late = bench.step();
+    }
+    assert_eq!(messages(&late).collect::<Vec<_>>(), [&Message::Nack(Nack { seq: 70 })]);
+    assert_eq!(bench.now - start, bench.detector.config.nack_delay());
 }
 
 #[test]

@@ -28,12 +28,20 @@ impl Policy {
     /// The settings, for a network of one site.
     pub fn config(self) -> Config {
         match self {
-            Self::Ours => Config { own_verdicts: true, early_verdicts: true, ..Config::lan() },
+            Self::Ours => Config {
+                own_verdicts: true,
+                early_verdicts: true,
+                count_refusals: true,
+                gossip_at_once: true,
+                ..Config::lan()
+            },
             Self::Memberlist => Config {
                 // A helper without an answer says so after a ping's time-out, which is when the asker stops to wait.
                 early_nacks: false,
                 own_verdicts: false,
                 early_verdicts: false,
+                count_refusals: false,
+                gossip_at_once: false,
                 // A dead member is forgotten when gossip to the dead ends, and nobody looks for it.
                 dead_retention: Duration::from_secs(30),
                 left_retention: Duration::from_secs(30),
