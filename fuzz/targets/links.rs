@@ -534,13 +534,16 @@ fn deceive(lies: Vec<Lie>) {
     }
 }
 
+/// Numbers, and what became of them.
+type Refused = Vec<(Number, u8)>;
+
 /// A sender, and somebody who answers whatever he likes.
 #[derive(Arbitrary, Debug)]
 enum Answer {
     Push { lane: u8, bytes: u8 },
     Next { bulk: bool, count: u8 },
-    Ack { lane: u8, next: Number, refused: Vec<(Number, u8)> },
-    Welcome { bulk: bool, lanes: Vec<(Option<Number>, Vec<(Number, u8)>)> },
+    Ack { lane: u8, next: Number, refused: Refused },
+    Welcome { bulk: bool, lanes: Vec<(Option<Number>, Refused)> },
     BeginAt { lane: u8, number: u32 },
     GiveUp(bool),
     TakeBack(u8),
