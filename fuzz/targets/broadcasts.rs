@@ -282,7 +282,7 @@ fuzz_target!(|life: Life| {
                 bench.fill(source(*forwarded), room, taken, (*spare).into(), u32::from(*limit % 8));
             }
             Step::Many { forwarded, count } => {
-                (0..*count).for_each(|_| bench.push(source(*forwarded), None, 1));
+                (0..*count % 32).for_each(|_| bench.push(source(*forwarded), None, 1));
             }
             Step::Finish => bench.finish(),
         }
