@@ -165,8 +165,7 @@ impl Members {
         if let Some(late) = self.deadlines.first().and_then(|(at, _)| now.checked_duration_since(*at))
             && late > self.config.suspicion_base()
         {
-            // One interval more, for the answers that lie unread.
-            self.postpone(late + self.config.suspicion_base());
+            self.postpone(late, now);
         }
         while let Some((at, name)) = self.deadlines.first().filter(|(at, _)| *at <= now) {
             match self.expire(name, now, rng) {
@@ -223,10 +222,12 @@ impl Members {
         self.dead(&verdict, now, rng)
     }
 
-    fn postpone(&mut self, by: Duration) {
+    fn postpone(&mut self, stood: Duration, now: Instant) {
+        // One interval more, for the answers that lie unread.
+        let grace = self.config.suspicion_base();
         self.deadlines.clear();
         for (name, case) in &mut self.cases {
-            case.suspicion.postpone(by);
+            case.suspicion.postpone(stood, grace, now);
             self.deadlines.insert((case.suspicion.deadline(), name.clone()));
         }
     }

@@ -171,10 +171,12 @@ impl Suspicion {
         (self.start, self.heard) = (now, now);
     }
 
-    /// Moves the suspicion by a time in which this node itself did not run.
-    pub fn postpone(&mut self, by: Duration) {
-        self.start += by;
-        self.heard += by;
+    /// Moves the suspicion by the time in which this node itself did not run, `stood` until `now`, and by `grace`. What
+    /// has happened since then has lost none of that time.
+    pub fn postpone(&mut self, stood: Duration, grace: Duration, now: Instant) {
+        for at in [&mut self.start, &mut self.heard] {
+            *at += stood.min(now.saturating_duration_since(*at)) + grace;
+        }
     }
 }
 

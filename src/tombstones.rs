@@ -2,7 +2,7 @@
 //! news from a slow node would bring them back.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -14,26 +14,29 @@ pub struct Tombstones {
     max: usize,
     retention: Duration,
     graves: BTreeMap<NodeId, (u32, Instant)>,
-    order: VecDeque<(Instant, NodeId)>,
+    order: BTreeSet<(Instant, NodeId)>,
 }
 
 impl Tombstones {
     /// Keeps at most `max`, each for `retention`.
     pub fn new(max: usize, retention: Duration) -> Self {
-        Self { max, retention, graves: BTreeMap::new(), order: VecDeque::new() }
+        Self { max, retention, graves: BTreeMap::new(), order: BTreeSet::new() }
     }
 
-    /// Notes that `id` was gone at `incarnation`.
+    /// Notes that `id` was gone at `incarnation`. If that was known, the time begins anew: what is buried when it dies
+    /// is buried again when it is forgotten, and needs its grave from then on.
     pub fn bury(&mut self, id: NodeId, incarnation: u32, now: Instant) {
-        if let Some((known, _)) = self.graves.get_mut(&id) {
-            *known = incarnation.max(*known);
+        if let Some((known, at)) = self.graves.get_mut(&id) {
+            self.order.remove(&(*at, id.clone()));
+            (*known, *at) = (incarnation.max(*known), now);
+            self.order.insert((now, id));
             return;
         }
         while self.graves.len() >= self.max {
-            let Some((_, oldest)) = self.order.pop_front() else { return };
+            let Some((_, oldest)) = self.order.pop_first() else { return };
             self.graves.remove(&oldest);
         }
-        self.order.push_back((now, id.clone()));
+        self.order.insert((now, id.clone()));
         self.graves.insert(id, (incarnation, now));
     }
 
@@ -44,12 +47,12 @@ impl Tombstones {
 
     /// Forgets those that are older than the retention.
     pub fn expire(&mut self, now: Instant) {
-        while let Some((at, id)) = self.order.front() {
+        while let Some((at, id)) = self.order.first() {
             if now.saturating_duration_since(*at) <= self.retention {
                 return;
             }
             self.graves.remove(id);
-            self.order.pop_front();
+            self.order.pop_first();
         }
     }
 
@@ -76,6 +79,20 @@ mod tests {
         graves.bury(x.clone(), 3, now);
         assert!(graves.covers(&x, 5) && graves.covers(&x, 4) && !graves.covers(&x, 6));
         assert!(!graves.covers(&NodeId::new("x", 2), 1));
+    }
+
+    #[test]
+    fn whoever_is_buried_again_rests_from_then_on() {
+        let (second, now, x) = (Duration::from_secs(1), Instant::now(), NodeId::new("x", 1));
+        let mut graves = Tombstones::new(2, 9 * second);
+        graves.bury(x.clone(), 5, now);
+        graves.bury(NodeId::new("y", 1), 1, now + second);
+        graves.bury(x.clone(), 5, now + 9 * second);
+        graves.expire(now + 18 * second);
+        assert!(graves.covers(&x, 5) && graves.len() == 1);
+        graves.bury(NodeId::new("z", 1), 1, now + 18 * second);
+        graves.expire(now + 19 * second);
+        assert!(!graves.covers(&x, 5) && graves.len() == 1);
     }
 
     #[test]

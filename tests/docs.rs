@@ -9,11 +9,12 @@ const README: &str = include_str!("../README.md");
 const DELEGATES: &str = include_str!("../docs/delegates.md");
 
 /// The documents that link to other files.
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "CHANGELOG.md",
     "docs/config.md",
     "docs/delegates.md",
+    "docs/fuzzing.md",
     "docs/messages.md",
     "docs/metrics.md",
     "docs/security.md",

@@ -7,7 +7,7 @@ use crate::wire::message::Receipt;
 
 /// Refusals that are kept for a sender that may not have heard of them. Beyond that the oldest are forgotten, and
 /// what was sent up to there is in doubt if the connection breaks.
-const MAX_REFUSED: usize = if cfg!(test) { 8 } else { 8192 };
+const MAX_REFUSED: usize = if cfg!(any(test, fuzzing)) { 8 } else { 8192 };
 
 /// No link gets as far as this: what begins above it lies, and would leave no number for what comes next.
 const LAST: u64 = 1 << 60;

@@ -594,6 +594,32 @@ fn when_this_node_did_not_run_its_suspects_get_their_time_back() {
 }
 
 #[test]
+fn a_suspicion_that_begins_as_this_node_wakes_lasts_no_longer_than_any_other() {
+    let mut bench = Bench::with_x();
+    bench.suspect("other0", RUN, 1, "a").unwrap();
+    bench.now += Duration::from_secs(600);
+    // It is heard before it is noticed how late it is.
+    bench.suspect("x", RUN, 5, "a").unwrap();
+    assert!(bench.table.on_time(bench.now, &mut bench.rng).is_none());
+    assert_eq!(bench.wait(Duration::from_secs(25)).len(), 2);
+}
+
+#[test]
+fn a_grave_outlasts_the_memory_of_who_lies_in_it() {
+    let config = Config::lan();
+    let (kept, covered) = (config.left_retention, config.tombstone_retention);
+    let mut bench = Bench::with(config);
+    bench.alive(alive("x", RUN, 5, 2)).unwrap();
+    bench.dead("x", RUN, 5, "x").unwrap();
+    bench.wait(kept + Duration::from_secs(1));
+    assert_eq!(bench.state("x"), None);
+    bench.wait(covered - Duration::from_secs(1));
+    assert_eq!(bench.alive(alive("x", RUN, 5, 2)).unwrap_err(), Ignored::Tombstone);
+    bench.wait(Duration::from_secs(120));
+    assert_eq!(names(&bench.alive(alive("x", RUN, 5, 2)).unwrap()), ["joined"]);
+}
+
+#[test]
 fn leaving_is_said_once_and_nothing_is_said_after() {
     let mut bench = Bench::with_x();
     let effects = bench.leave().unwrap();

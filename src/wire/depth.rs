@@ -16,6 +16,10 @@ use serde::de::{
 /// Values within each other: as many as `serde_json` takes.
 pub(super) const DEEPEST: u8 = 128;
 
+/// Elements for which a list may reserve memory before they have been read. What claims to have more grows as they
+/// come: serde takes a claim for up to 1 MiB at its word, and lists within each other do so at each level.
+const RESERVED: usize = 64;
+
 /// A `T` that is read within these bounds: lists and maps in it have at most `ELEMENTS` elements together.
 pub(super) struct Bounded<T, const ELEMENTS: usize>(pub(super) T);
 
@@ -171,6 +175,10 @@ impl<T> Elements<'_, T> {
     fn count<E: Error>(&self) -> Result<(), E> {
         if self.counted { self.room.element() } else { Ok(()) }
     }
+
+    fn reserved(&self, hint: Option<usize>) -> Option<usize> {
+        if self.counted { hint.map(|claimed| claimed.min(RESERVED)) } else { hint }
+    }
 }
 
 impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, A> {
@@ -182,7 +190,7 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, A> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.inner.size_hint()
+        self.reserved(self.inner.size_hint())
     }
 }
 
@@ -199,7 +207,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Elements<'_, A> {
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.inner.size_hint()
+        self.reserved(self.inner.size_hint())
     }
 }
 
@@ -299,6 +307,41 @@ mod tests {
         assert_eq!(codec::decode_payload::<Vec<()>>(&claim), Err(WireError::Malformed));
         assert_eq!(codec::decode_payload::<Vec<[u8; 0]>>(&claim), Err(WireError::Malformed));
         assert_eq!(codec::decode_payload::<BTreeMap<(), ()>>(&claim), Err(WireError::Malformed));
+    }
+
+    /// How many elements a list was told to expect, and how many came.
+    #[derive(Debug, PartialEq)]
+    struct Expected(Option<usize>, usize);
+
+    impl<'de> Deserialize<'de> for Expected {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_seq(Expected(None, 0))
+        }
+    }
+
+    impl<'de> Visitor<'de> for Expected {
+        type Value = Self;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self, A::Error> {
+            let hint = elements.size_hint();
+            let mut count = 0;
+            while elements.next_element::<u64>()?.is_some() {
+                count += 1;
+            }
+            Ok(Self(hint, count))
+        }
+    }
+
+    #[test]
+    fn a_claimed_number_of_elements_reserves_nothing_to_speak_of() {
+        for (elements, expected) in [(3, 3), (RESERVED, RESERVED), (10_000, RESERVED)] {
+            let read = codec::decode_payload(&encoded(&vec![1_u64; elements]));
+            assert_eq!(read, Ok(Expected(Some(expected), elements)));
+        }
     }
 
     #[test]
