@@ -9,7 +9,7 @@ const README: &str = include_str!("../README.md");
 const DELEGATES: &str = include_str!("../docs/delegates.md");
 
 /// The documents that link to other files.
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "CHANGELOG.md",
     "docs/config.md",
@@ -17,6 +17,7 @@ const DOCUMENTS: [&str; 8] = [
     "docs/messages.md",
     "docs/metrics.md",
     "docs/security.md",
+    "docs/simulation.md",
     "tests/README.md",
 ];
 
