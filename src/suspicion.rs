@@ -121,7 +121,7 @@ impl Suspicion {
     /// What an accusation by `from` would do.
     pub fn weigh(&self, from: &str, evidence: Evidence) -> Confirmation {
         let accusers = self.confirmed_by.len() as u32 + 1;
-        let enough = accusers >= self.bounds.needed + 1;
+        let enough = accusers > self.bounds.needed;
         let enough = enough && !(evidence.is_full() && accusers < self.bounds.most());
         let refused = self.bounds.refusals && evidence == Evidence::Refused && !self.is_refused();
         let enough = enough && (!refused || accusers >= MOST);

@@ -18,6 +18,7 @@ const DOCUMENTS: [&str; 9] = [
     "docs/messages.md",
     "docs/metrics.md",
     "docs/security.md",
+    "docs/simulation.md",
     "tests/README.md",
 ];
 

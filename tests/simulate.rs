@@ -3,6 +3,8 @@
 //! `SIMULATE_SEEDS=2000` for a longer one; `cargo run --release -p memberlist-tests --bin simulate` for those that take
 //! hours, and for what a failure needs.
 
+use std::process::Command;
+
 use memberlist_tests::simulate::{Campaign, Plan, run};
 
 #[test]
@@ -17,6 +19,11 @@ fn whatever_goes_wrong_no_rule_is_broken_and_all_agree_again_without_help() {
     assert_eq!((all.failed.len(), all.runs), (0, seeds));
     // What is not there cannot be found.
     assert_eq!(all.missing(), Vec::<&str>::new());
+    assert!(all.kinds[all.kinds.len() / 2] >= 3, "{:?}", all.kinds);
+    for kind in ["alive", "suspect", "dead", "left", "told-alive", "told-suspect", "told-dead", "told-left"] {
+        let met = |state| all.met.get(&(state, kind)).copied().unwrap_or_default();
+        assert!(met("alive") + met("suspect") + met("dead") + met("left") > 10, "{kind}: {:?}", all.met);
+    }
     let kinds = ["joined", "updated", "suspected", "refuted", "left", "dead"];
     assert!(kinds.iter().all(|kind| all.heard.get(kind).is_some_and(|n| *n > 100)), "{:?}", all.heard);
 }
@@ -27,4 +34,37 @@ fn a_run_is_a_function_of_its_seed() {
     let (one, other) = (run(&plan), run(&plan));
     assert_eq!(format!("{one:?}"), format!("{other:?}"));
     assert!(one.broken.is_none() && one.agreed.is_some(), "{one:?}");
+}
+
+/// Seeds that are run each time, with as many nodes, and what each is for. Add those that have found something.
+const KEPT: [(u64, usize, &str); 4] = [
+    (23, 16, "verdicts that come while nodes wake from pauses, and nacks that come twice"),
+    (193, 8, "panics of one node, which then leaves a calm cluster"),
+    (216, 5, "panics of one node, which then leaves, and comes back as another run"),
+    (200_043, 62, "broadcasts of many nodes, which go on for long after the faults"),
+];
+
+#[test]
+fn the_seeds_that_were_kept_break_no_rule() {
+    for (seed, nodes, why) in KEPT {
+        let report = run(&Plan::of(seed, nodes));
+        assert_eq!(report.broken, None, "seed {seed} with {nodes} nodes, kept since {why}");
+    }
+}
+
+/// The hash of a run in a process of its own.
+fn hash(seed: u64, nodes: usize) -> String {
+    let mut simulate = Command::new(env!("CARGO_BIN_EXE_simulate"));
+    simulate.args(["run", &seed.to_string(), "--nodes", &nodes.to_string(), "--hash"]);
+    let output = simulate.output().expect("the simulator runs");
+    assert!(output.status.success(), "seed {seed}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("a hash").trim().to_owned()
+}
+
+#[test]
+fn a_seed_is_the_same_run_to_the_byte_in_two_processes_and_another_seed_another() {
+    let first = hash(3, 8);
+    assert_eq!(first, hash(3, 8));
+    assert_ne!(first, hash(4, 8));
+    assert_eq!(first.len(), 16);
 }

@@ -8,6 +8,7 @@ pub(crate) struct Hooks(());
 impl Hooks {
     pub(crate) fn strike(&self, _: &'static str, _: &'static str) {}
     pub(crate) fn record(&self, _: &'static str, _: &dyn std::fmt::Display, _: &[u8]) {}
+    pub(crate) fn meets(&self, _: &'static str, _: impl FnOnce() -> &'static str) {}
     pub(crate) async fn met(&self, _: std::net::SocketAddr, _: std::net::SocketAddr) {}
 }
 
@@ -38,6 +39,7 @@ pub(crate) mod testing {
         armed: Vec<Pair>,
         hits: BTreeMap<Pair, u64>,
         heard: BTreeMap<Pair, u64>,
+        met: BTreeMap<Pair, u64>,
     }
 
     impl Strikes {
@@ -66,6 +68,11 @@ pub(crate) mod testing {
             self.lock().heard.clone()
         }
 
+        /// How often news of each kind has met a member in each state: (state, kind).
+        pub fn met(&self) -> BTreeMap<Pair, u64> {
+            self.lock().met.clone()
+        }
+
         fn lock(&self) -> MutexGuard<'_, Plan> {
             self.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
@@ -92,6 +99,13 @@ pub(crate) mod testing {
         pub(crate) fn strike(&self, actor: &'static str, kind: &'static str) {
             if self.strikes.as_ref().is_some_and(|strikes| strikes.take((actor, kind))) {
                 panic!("struck: {actor} at {kind}");
+            }
+        }
+
+        /// News of a kind is about a member in that state.
+        pub(crate) fn meets(&self, kind: &'static str, state: impl FnOnce() -> &'static str) {
+            if let Some(strikes) = &self.strikes {
+                *strikes.lock().met.entry((state(), kind)).or_default() += 1;
             }
         }
 

@@ -118,6 +118,13 @@ impl NodeState {
             ToState::Update { .. } | ToState::Leave { .. } => Source::User,
             _ => Source::Gossip,
         });
+        match &item {
+            ToState::Alive(m) => self.meets("alive", &m.id),
+            ToState::Suspect(m) => self.meets("suspect", &m.id),
+            ToState::Dead(m) => self.meets(if m.is_left() { "left" } else { "dead" }, &m.id),
+            ToState::Accuse { id, .. } => self.meets("accuse", id),
+            _ => {}
+        }
         match item {
             ToState::Alive(alive) => {
                 self.news(Remembered { alive, state: MemberState::Alive }, false, None, now);

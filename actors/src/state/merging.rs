@@ -6,7 +6,7 @@ use std::{
 };
 
 use memberlist_protocol::{
-    member::NodeId,
+    member::{MemberState, NodeId},
     members::Ignored,
     push_pull::{self},
     wire::state::{OwnBytes, Refusal, State},
@@ -58,6 +58,16 @@ impl Kept {
         let before = self.members.roster().len();
         let admitted = admitted.then(|| peer.header.from.clone());
         self.merging.push_back(Merging { peer, admitted, why, before, reply });
+    }
+}
+
+/// The kind of news that a member of a full state is.
+fn told(state: MemberState) -> &'static str {
+    match state {
+        MemberState::Alive => "told-alive",
+        MemberState::Suspect => "told-suspect",
+        MemberState::Dead => "told-dead",
+        MemberState::Left => "told-left",
     }
 }
 
@@ -127,6 +137,7 @@ impl NodeState {
             while left > 0 {
                 let Some(remembered) = merging.peer.next_member() else { break };
                 left -= 1;
+                self.meets(told(remembered.state), &remembered.alive.id);
                 self.news(remembered, quiet, merging.admitted.as_ref(), now);
             }
             if merging.peer.is_empty() {

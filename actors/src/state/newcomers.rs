@@ -2,7 +2,12 @@
 
 use std::time::Instant;
 
-use memberlist_protocol::{gate::Knock, member::NodeId, members::Ignored, wire::message::Remembered};
+use memberlist_protocol::{
+    gate::Knock,
+    member::{MemberState, NodeId},
+    members::Ignored,
+    wire::message::Remembered,
+};
 
 use crate::{
     logs::{self, Line, say},
@@ -13,6 +18,24 @@ use crate::{
 use super::NodeState;
 
 impl NodeState {
+    /// For tests that count which news finds a member in which state.
+    pub(super) fn meets(&self, kind: &'static str, id: &NodeId) {
+        self.ring.hooks.meets(kind, || {
+            let kept = self.kept.borrow();
+            match kept.members.roster().get(id.name()) {
+                None => "unknown",
+                Some(record) if record.id != *id => "another run",
+                Some(record) if record.id == kept.members.local().id => "self",
+                Some(record) => match record.state {
+                    MemberState::Alive => "alive",
+                    MemberState::Suspect => "suspect",
+                    MemberState::Dead => "dead",
+                    MemberState::Left => "left",
+                },
+            }
+        });
+    }
+
     /// News about a member. A newcomer waits until the application has let it in; `admitted` is let in already.
     pub(super) fn news(&self, news: Remembered, quiet: bool, admitted: Option<&NodeId>, now: Instant) {
         match self.decide(|members, rng| members.merge(&news, now, rng)) {

@@ -1,20 +1,21 @@
-//! `simulate campaign --seeds A..B [--nodes N] [--threads N] [--failures N]`: clusters under faults that are drawn from
-//! seeds. `simulate run SEED [--nodes N]` says what happens in one, and `simulate shrink SEED [--nodes N]` what of that
-//! a failure needs.
+//! `simulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]`: clusters under faults that are drawn
+//! from seeds. `simulate run SEED [--nodes N] [--hash]` says what happens in one, or the hash of it, and `simulate shrink
+//! SEED [--nodes N]` what of that a failure needs.
 
 use std::{ops::Range, process::ExitCode, time::Instant};
 
 use memberlist_tests::{
     experiments,
-    simulate::{Campaign, Plan, run, shrink},
+    simulate::{Campaign, KINDS, Plan, RARE, STATES, hash, run, shrink},
 };
 
 fn main() -> ExitCode {
+    hush();
     match command(std::env::args().skip(1).collect()) {
         Ok(good) => ExitCode::from(u8::from(!good)),
         Err(why) => {
             eprintln!(
-                "{why}\n\nsimulate campaign --seeds A..B [--nodes N] [--threads N] [--failures N]\nsimulate run SEED [--nodes N]\nsimulate shrink SEED [--nodes N]"
+                "{why}\n\nsimulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]\nsimulate run SEED [--nodes N] [--hash]\nsimulate shrink SEED [--nodes N]\nsimulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json] [--set NAME=VALUE]"
             );
             ExitCode::from(2)
         }
@@ -23,7 +24,8 @@ fn main() -> ExitCode {
 
 struct Options {
     seeds: Range<u64>,
-    nodes: Option<usize>,
+    nodes: Option<Range<u64>>,
+    hash: bool,
     threads: usize,
     failures: usize,
 }
@@ -42,6 +44,7 @@ fn command(args: Vec<String>) -> Result<bool, String> {
     let mut options = Options {
         seeds: 0..100,
         nodes: None,
+        hash: false,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         failures: 10,
     };
@@ -51,23 +54,43 @@ fn command(args: Vec<String>) -> Result<bool, String> {
         options.seeds = seed..seed + 1;
     }
     while let Some(word) = words.next() {
+        if word == "--hash" {
+            options.hash = true;
+            continue;
+        }
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
         match &**word {
             "--seeds" => {
                 let (from, to) = value.split_once("..").ok_or("seeds are A..B")?;
                 options.seeds = number(from)?..number(to)?;
             }
-            "--nodes" => options.nodes = Some(number(value)?.clamp(4, 1000) as usize),
+            "--nodes" => {
+                let (from, to) = value.split_once("..").unwrap_or((value, value));
+                let (from, to) = (number(from)?.clamp(4, 1000), number(to)?.clamp(4, 1000));
+                options.nodes = Some(from..to.max(from) + 1);
+            }
             "--threads" => options.threads = number(value)?.max(1) as usize,
             "--failures" => options.failures = number(value)?.max(1) as usize,
             _ => return Err(format!("{word} is not known")),
         }
     }
-    let of = |seed| options.nodes.unwrap_or_else(|| nodes(seed));
+    let of = |seed: u64| match &options.nodes {
+        // Spread over the range, and the same for the same seed.
+        Some(range) => {
+            let spread = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            (range.start + spread % (range.end - range.start)) as usize
+        }
+        None => nodes(seed),
+    };
     let plan = |seed| Plan::of(seed, of(seed));
     let seed = options.seeds.start;
     match &**what {
         "campaign" => Ok(campaign(&options, of)),
+        "run" if options.hash => {
+            let (report, hash) = hash(&plan(seed));
+            println!("{hash:016x}");
+            Ok(report.broken.is_none())
+        }
         "run" => {
             let plan = plan(seed);
             plan.events.iter().for_each(|event| println!("{event}"));
@@ -129,6 +152,30 @@ fn experiment<'a>(mut words: impl Iterator<Item = &'a String>) -> Result<bool, S
     Ok(true)
 }
 
+/// How often news of each kind has met a member in each state.
+fn met(all: &Campaign) {
+    let line = |first: &str, cells: [String; 7]| {
+        println!("{first:>14} {}", cells.map(|cell| format!("{cell:>11}")).concat());
+    };
+    line("news of", STATES.map(str::to_owned));
+    for kind in KINDS {
+        line(kind, STATES.map(|state| all.met.get(&(state, kind)).copied().unwrap_or_default().to_string()));
+    }
+    for ((state, kind), n) in all.rare() {
+        println!("rare, below once in {RARE} runs: {kind} of {state}, {n} times");
+    }
+}
+
+/// Panics that a schedule asks for are nothing to be told.
+fn hush() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !info.payload_as_str().is_some_and(|why| why.starts_with("struck: ")) {
+            tell(info);
+        }
+    }));
+}
+
 fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
     let begin = Instant::now();
     let all = Campaign::go(options.seeds.clone(), &of, options.threads, options.failures, |seed, report| {
@@ -138,8 +185,11 @@ fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
         }
     });
     for (name, n) in &all.faults {
-        println!("{name:>16} in {n} of {} runs", all.runs);
+        println!("{name:>16} in {n} of {} runs, {:.0} %", all.runs, 100.0 * *n as f64 / all.runs as f64);
     }
+    let half = all.kinds.get(all.kinds.len() / 2).copied().unwrap_or_default();
+    println!("{half} kinds of faults in a run, in the median");
+    met(&all);
     println!("events: {:?}", all.heard);
     if !all.missing().is_empty() {
         println!("never: {:?}", all.missing());

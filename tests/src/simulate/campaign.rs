@@ -10,7 +10,19 @@ use std::{
     time::Duration,
 };
 
+use actix_memberlist::testing::Pair;
+
 use super::{Fault, Plan, Report, Rule, run};
+
+/// What a member may be to who hears news of it.
+pub const STATES: [&str; 7] = ["unknown", "alive", "suspect", "dead", "left", "another run", "self"];
+
+/// The kinds of news about members: messages, what full states tell, and what the own failure detector says.
+pub const KINDS: [&str; 9] =
+    ["alive", "suspect", "dead", "left", "told-alive", "told-suspect", "told-dead", "told-left", "accuse"];
+
+/// Each pair of a state and a kind should come up once in so many seeds, on average.
+pub const RARE: u64 = 10;
 
 /// What a campaign has seen.
 #[derive(Debug, Default)]
@@ -21,6 +33,10 @@ pub struct Campaign {
     pub failed: Vec<(u64, Report)>,
     /// Runs in which each fault happened.
     pub faults: BTreeMap<&'static str, u64>,
+    /// How often news of each kind has met a member in each state: (state, kind).
+    pub met: BTreeMap<Pair, u64>,
+    /// How many kinds of faults each run had.
+    pub kinds: Vec<usize>,
     /// Events that subscribers heard.
     pub heard: BTreeMap<&'static str, u64>,
     /// How long it took until all agreed.
@@ -57,6 +73,7 @@ impl Campaign {
         let mut all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
         all.failed.sort_by_key(|(seed, _)| *seed);
         all.agreed.sort_unstable();
+        all.kinds.sort_unstable();
         all
     }
 
@@ -65,6 +82,10 @@ impl Campaign {
         for fault in report.faults.keys() {
             *self.faults.entry(fault).or_default() += 1;
         }
+        self.kinds.push(report.faults.len());
+        for (pair, n) in &report.met {
+            *self.met.entry(*pair).or_default() += n;
+        }
         for (kind, n) in &report.heard {
             *self.heard.entry(kind).or_default() += n;
         }
@@ -72,6 +93,17 @@ impl Campaign {
         if report.broken.is_some() {
             self.failed.push((seed, report));
         }
+    }
+
+    /// The pairs of a state and a kind of news that come up less than once in [`RARE`] seeds. What full states and
+    /// messages tell counts; what a node's own failure detector says meets few states by its nature.
+    pub fn rare(&self) -> Vec<(Pair, u64)> {
+        let pairs = STATES.into_iter().flat_map(|state| KINDS.map(|kind| (state, kind)));
+        let all =
+            pairs.filter(|(state, kind)| *kind != "accuse" && *state != "another run" && *state != "self");
+        all.map(|pair| (pair, self.met.get(&pair).copied().unwrap_or_default()))
+            .filter(|(_, n)| n * RARE < self.runs)
+            .collect()
     }
 
     /// The faults that have never happened.

@@ -1,12 +1,12 @@
 //! What must hold at every step, whatever goes wrong. Each rule has a name.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
     sync::Arc,
 };
 
-use actix_memberlist::{Member, MemberEvent, MemberState, NodeId, View};
+use actix_memberlist::{Accusation, Evidence, Member, MemberEvent, MemberState, NodeId, View};
 use bytes::Bytes;
 
 /// The rules.
@@ -22,8 +22,12 @@ pub enum Rule {
     Strangers,
     /// A subscriber who adds up the events has the view.
     Events,
-    /// Whoever is held for dead was accused by somebody.
+    /// Whoever is held for dead was accused by somebody who suspected it, and what that one saw can have been seen.
     Accusers,
+    /// Who has left has left: nobody says later that it died, and nobody finds it before it joins again.
+    Leaves,
+    /// Each start is another run, and one that has its record begins above the last one.
+    Runs,
     /// Queues are bounded.
     Bounds,
     /// No actor panics by itself.
@@ -32,21 +36,32 @@ pub enum Rule {
     FalseAlarms,
     /// After the faults all agree, without help.
     Agreement,
+    /// When all agree and nothing goes wrong, nothing happens.
+    Calm,
+    /// When nothing goes wrong, a node soon trusts its own judgement again.
+    Health,
+    /// A node that dies in a calm cluster is held for dead by all in time, and one that leaves for left.
+    Detection,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 15] = [
         Self::Incarnations,
         Self::Resurrection,
         Self::Metadata,
         Self::Strangers,
         Self::Events,
         Self::Accusers,
+        Self::Leaves,
+        Self::Runs,
         Self::Bounds,
         Self::Panics,
         Self::FalseAlarms,
         Self::Agreement,
+        Self::Calm,
+        Self::Health,
+        Self::Detection,
     ];
 
     /// Its name, for reports.
@@ -58,10 +73,15 @@ impl Rule {
             Self::Strangers => "strangers",
             Self::Events => "events",
             Self::Accusers => "accusers",
+            Self::Leaves => "leaves",
+            Self::Runs => "runs",
             Self::Bounds => "bounds",
             Self::Panics => "panics",
             Self::FalseAlarms => "false-alarms",
             Self::Agreement => "agreement",
+            Self::Calm => "calm",
+            Self::Health => "health",
+            Self::Detection => "detection",
         }
     }
 }
@@ -85,13 +105,23 @@ pub(super) fn broken<T>(rule: Rule, how: impl fmt::Display) -> Result<T, Broken>
     Err(Broken { rule, how: how.to_string() })
 }
 
-/// What each run of each member has said of itself, in which incarnation: one book for a whole cluster.
+/// One book for a whole cluster.
 #[derive(Default)]
-pub(super) struct Sayings(BTreeMap<(NodeId, u32), (Bytes, Arc<Member>)>);
+pub(super) struct Sayings {
+    /// What each run of each member has said of itself, in which incarnation.
+    said: BTreeMap<(NodeId, u32), (Bytes, Arc<Member>)>,
+    /// Who has ever suspected whom, by their names.
+    suspected: BTreeSet<(Arc<str>, Arc<str>)>,
+    /// Deaths of which it is still to be seen whether the accuser has suspected the member.
+    open: Vec<(Arc<str>, Arc<str>, String)>,
+}
+
+/// Helpers that a probe asks at most.
+const HELPERS: u8 = 3;
 
 impl Sayings {
     fn hear(&mut self, member: &Arc<Member>) -> Result<(), Broken> {
-        match self.0.entry((member.id.clone(), member.incarnation)) {
+        match self.said.entry((member.id.clone(), member.incarnation)) {
             Entry::Vacant(entry) => {
                 entry.insert((member.meta.clone(), member.clone()));
             }
@@ -107,6 +137,54 @@ impl Sayings {
         }
         Ok(())
     }
+
+    /// `by` no longer holds that member for alive.
+    fn suspect(&mut self, by: Option<&Arc<str>>, member: &Member) {
+        if let Some(by) = by.filter(|_| member.state != MemberState::Alive) {
+            self.suspected.insert((by.clone(), member.id.shared_name().clone()));
+        }
+    }
+
+    /// Whether a death can have come about like that.
+    fn weigh(&mut self, member: &Member, why: &Accusation, at: Option<&Arc<str>>) -> Result<(), Broken> {
+        let Accusation { by, confirmed_by, evidence, .. } = why;
+        let id = &member.id;
+        if by.is_empty() {
+            return broken(Rule::Accusers, format_args!("nobody says that {id} is dead"));
+        }
+        let all: BTreeSet<_> = confirmed_by.iter().chain([by]).collect();
+        if all.len() != confirmed_by.len() + 1 {
+            return broken(
+                Rule::Accusers,
+                format_args!("{by} and {confirmed_by:?} count twice against {id}"),
+            );
+        }
+        if let Evidence::NoAnswer { helpers, nacks, .. } = *evidence
+            && (nacks > helpers || helpers > HELPERS)
+        {
+            return broken(Rule::Accusers, format_args!("{nacks} nacks of {helpers} helpers against {id}"));
+        }
+        let name = id.shared_name().clone();
+        let seen = matches!(evidence, Evidence::NoAnswer { .. } | Evidence::Refused | Evidence::PushPull);
+        if seen && !self.suspected.contains(&(by.clone(), name.clone())) {
+            let how = format!("{id} is dead at {at:?} by {by}, who never suspected it: {evidence:?}");
+            if at == Some(by) {
+                return broken(Rule::Accusers, how);
+            }
+            self.open.push((by.clone(), name, how));
+        }
+        Ok(())
+    }
+
+    /// All who were heard in this step have been: whoever is said to have suspected a member, has.
+    pub(super) fn settle(&mut self) -> Result<(), Broken> {
+        for (by, name, how) in std::mem::take(&mut self.open) {
+            if !self.suspected.contains(&(by, name)) {
+                return broken(Rule::Accusers, how);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What one run of a node has told its subscriber.
@@ -116,8 +194,10 @@ pub(super) struct Told {
     /// The number of the view that was found to be as it was told.
     compared: Option<u64>,
     all: BTreeMap<Arc<str>, Arc<Member>>,
-    /// The highest incarnation of each run that was seen, and whether that was seen to end.
-    ever: BTreeMap<NodeId, (u32, bool)>,
+    /// The highest incarnation of each run that was seen, and how that was seen to end.
+    ever: BTreeMap<NodeId, (u32, Option<MemberState>)>,
+    /// Whose story it is.
+    of: Option<Arc<str>>,
     /// Events, by kind: how much has happened.
     pub(super) heard: BTreeMap<&'static str, u64>,
 }
@@ -139,6 +219,7 @@ impl Told {
             MemberEvent::Snapshot(view) => {
                 self.all =
                     view.all().map(|member| (member.id.shared_name().clone(), member.clone())).collect();
+                self.of = Some(view.local().id.shared_name().clone());
                 self.rev = Some(view.rev());
                 *self.heard.entry("snapshot").or_default() += 1;
                 return view.all().try_for_each(|member| self.see(member, sayings));
@@ -168,8 +249,8 @@ impl Told {
                 self.all.insert(member.id.shared_name().clone(), member.clone());
             }
             MemberEvent::Dead { member, why, .. } => {
-                if why.by.is_empty() {
-                    return broken(Rule::Accusers, format_args!("nobody says that {} is dead", member.id));
+                if why.evidence != Evidence::Replaced {
+                    sayings.weigh(member, why, self.of.as_ref())?;
                 }
                 self.see(member, sayings)?;
                 self.all.insert(member.id.shared_name().clone(), member.clone());
@@ -192,20 +273,36 @@ impl Told {
             // An accusation may be newer than what the member was last heard to say.
             sayings.hear(member)?;
         }
-        let gone = matches!(member.state, MemberState::Dead | MemberState::Left);
+        sayings.suspect(self.of.as_ref(), member);
+        let gone = member.state.is_gone().then_some(member.state);
         let (incarnation, over) = self.ever.entry(member.id.clone()).or_insert((member.incarnation, gone));
         if member.incarnation < *incarnation {
             let how =
                 format_args!("{} was {incarnation} and is {}", member.id, member.incarnation).to_string();
             return broken(Rule::Incarnations, how);
         }
-        if *over && !gone && member.incarnation == *incarnation {
+        if (*over, gone) == (Some(MemberState::Left), Some(MemberState::Dead)) {
+            return broken(Rule::Leaves, format_args!("{} has left, and is held for dead", member.id));
+        }
+        if over.is_some() && gone.is_none() && member.incarnation == *incarnation {
             let how =
                 format_args!("{} is {:?} in incarnation {incarnation}", member.id, member.state).to_string();
             return broken(Rule::Resurrection, how);
         }
         (*incarnation, *over) = (member.incarnation, gone);
         Ok(())
+    }
+
+    /// How all others than `name` are, as far as was told: each one's run, state and incarnation.
+    pub(super) fn quiet(&self, name: &str) -> Vec<(NodeId, MemberState, u32)> {
+        let others = self.all.values().filter(|member| member.name() != name);
+        others.map(|member| (member.id.clone(), member.state, member.incarnation)).collect()
+    }
+
+    /// Whether that member was told to be suspect or dead.
+    pub(super) fn accuses(&self, name: &str) -> bool {
+        let state = self.all.get(name).map(|member| member.state);
+        matches!(state, Some(MemberState::Suspect | MemberState::Dead))
     }
 
     /// Compares what was told with how things are.
@@ -272,10 +369,33 @@ mod tests {
         assert_eq!(first_broken(&[of(1, 2, Alive), of(1, 1, Suspect)]), Some(Rule::Incarnations));
         assert_eq!(first_broken(&[of(1, 2, Dead), of(1, 2, Alive)]), Some(Rule::Resurrection));
         assert_eq!(first_broken(&[of(1, 2, Left), of(1, 2, Suspect)]), Some(Rule::Resurrection));
+        assert_eq!(first_broken(&[of(1, 2, Left), of(1, 2, Dead)]), Some(Rule::Leaves));
+        assert_eq!(first_broken(&[of(1, 2, Dead), of(1, 2, Left)]), None);
         let mut other = Member::clone(&of(1, 1, Alive));
         other.meta = Bytes::from_static(b"other");
         assert_eq!(first_broken(&[of(1, 1, Alive), Arc::new(other)]), Some(Rule::Metadata));
         assert_eq!(first_broken(&[member("other001", 1, 1, Alive)]), Some(Rule::Strangers));
+    }
+
+    #[test]
+    fn a_death_that_nobody_can_have_seen_is_noticed() {
+        let mut sayings = Sayings::default();
+        sayings.suspect(Some(&"x".into()), &member("a", 1, 1, MemberState::Suspect));
+        let mut weigh = |by: &str, confirmed_by: &[&str], evidence| {
+            let confirmed_by = confirmed_by.iter().map(|name| (*name).into()).collect();
+            let at = Instant::now().into_std();
+            let why = Accusation { by: by.into(), confirmed_by, evidence, at };
+            let dead = member("a", 1, 1, MemberState::Dead);
+            sayings.weigh(&dead, &why, None).and_then(|()| sayings.settle()).is_ok()
+        };
+        let seen = |helpers, nacks| Evidence::NoAnswer { direct: true, helpers, nacks, healthy: true };
+        assert!(weigh("x", &["y", "z"], seen(3, 3)));
+        assert!(!weigh("x", &["y", "y"], seen(3, 3)));
+        assert!(!weigh("x", &["x"], seen(3, 3)));
+        assert!(!weigh("x", &[], seen(2, 3)));
+        assert!(!weigh("", &[], Evidence::Hearsay));
+        assert!(weigh("x", &[], Evidence::PushPull));
+        assert!(!weigh("y", &[], Evidence::PushPull));
     }
 
     #[test]

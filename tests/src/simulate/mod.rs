@@ -6,7 +6,7 @@ mod checks;
 mod run;
 mod schedule;
 
-pub use campaign::{Campaign, shrink};
+pub use campaign::{Campaign, KINDS, RARE, STATES, shrink};
 pub use checks::{Broken, Rule};
-pub use run::{AGREEMENT, FALSE_ALARM, HORIZON, Plan, Report, run};
+pub use run::{AGREEMENT, DETECTION, FALSE_ALARM, HORIZON, Plan, Report, SETTLED, hash, run};
 pub use schedule::{Event, Fault, draw};

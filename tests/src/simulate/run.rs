@@ -6,7 +6,8 @@ use actix_memberlist::{
     Broadcast, Cluster, Config, Key, MemberEvent, MemberState, Replay,
     network::memory::{Link, MemoryNetwork},
     store::MemoryStore,
-    testing::Strikes,
+    testing::{Pair, Strikes},
+    trace::Trace,
 };
 use actix_rt::Arbiter;
 use bytes::Bytes;
@@ -32,6 +33,16 @@ pub const AGREEMENT: Duration = Duration::from_secs(120);
 
 /// A node that no fault befalls may be held for dead for so long, by what was said of it while one did.
 pub const FALSE_ALARM: Duration = Duration::from_secs(60);
+
+/// From when all agree, what was said before may still be on its way for so long, and local health recovers.
+pub const SETTLED: Duration = Duration::from_secs(20);
+
+/// After so much more time nothing is left to be gossiped.
+const DRAINED: Duration = Duration::from_secs(60);
+
+/// One that dies in a calm cluster is held for dead by all within this time, one that leaves for left, and one that
+/// comes back for alive.
+pub const DETECTION: Duration = Duration::from_secs(60);
 
 /// Nodes that everybody knows how to find.
 const SEEDS: usize = 3;
@@ -64,7 +75,9 @@ pub struct Report {
     pub agreed: Option<Duration>,
     /// Events that members' subscribers heard, by kind.
     pub heard: BTreeMap<&'static str, u64>,
-    /// News that met a member in a state: (state, kind) pairs.
+    /// How often news of each kind has met a member in each state: (state, kind).
+    pub met: BTreeMap<Pair, u64>,
+    /// How often each fault began.
     pub faults: BTreeMap<&'static str, u64>,
     /// Deaths of members that no fault had befallen.
     pub false_deaths: u64,
@@ -86,12 +99,16 @@ struct Host {
     since: Instant,
     starts: u64,
     left: bool,
+    /// The runs so far, and the incarnation of the last one, if the next one can know it.
+    runs: Vec<u64>,
+    last: Option<u32>,
 }
 
 struct Sim {
     plan: Plan,
     rng: Xoshiro256PlusPlus,
     network: MemoryNetwork,
+    trace: Option<Trace>,
     config: Config,
     key: Option<Key>,
     hosts: Vec<Host>,
@@ -105,9 +122,12 @@ struct Sim {
 }
 
 impl Sim {
-    async fn begin(plan: Plan) -> Result<Self, Broken> {
+    async fn begin(plan: Plan, trace: Option<Trace>) -> Result<Self, Broken> {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(plan.seed ^ 0x5157);
-        let network = MemoryNetwork::new(plan.seed);
+        let network = match &trace {
+            Some(trace) => MemoryNetwork::new(plan.seed).with_trace(trace.clone()),
+            None => MemoryNetwork::new(plan.seed),
+        };
         let config = Config { link_window: Duration::from_secs(10), ..Config::lan() };
         let key = rng.random::<bool>().then(|| Key::from_bytes(&[7; 32]).expect("it has a length"));
         let now = Instant::now();
@@ -123,14 +143,28 @@ impl Sim {
                 since: now,
                 starts: 0,
                 left: false,
+                runs: Vec::new(),
+                last: None,
             })
             .collect();
         let (sayings, links, wrongly, report) = Default::default();
         network.set_default(calm());
-        let mut this =
-            Self { plan, rng, network, config, key, hosts, sayings, links, wrongly, report, begun: now };
+        let mut this = Self {
+            plan,
+            rng,
+            network,
+            trace,
+            config,
+            key,
+            hosts,
+            sayings,
+            links,
+            wrongly,
+            report,
+            begun: now,
+        };
         for i in 0..this.hosts.len() {
-            this.start(i).await;
+            this.start(i).await?;
         }
         let deadline = Instant::now() + Duration::from_secs(60);
         while !this.agree() {
@@ -162,33 +196,52 @@ impl Sim {
     }
 
     /// Starts node `i`, as an init system would: it knows its seeds, and nothing else.
-    async fn start(&mut self, i: usize) {
+    async fn start(&mut self, i: usize) -> Result<(), Broken> {
         let host = &mut self.hosts[i];
         host.starts += 1;
         host.strikes = Strikes::default();
         let seed = self.plan.seed.wrapping_mul(1_000_000) + (i as u64) * 1000 + host.starts;
         let host = &self.hosts[i];
-        let node = self
+        let mut node = self
             .builder(i, &format!("n{i:03}"), seed)
             .label("shop")
             .seeds(Self::seeds())
             .memory_store(&host.store)
-            .strikes(host.strikes.clone())
-            .start()
-            .await
-            .expect("a node starts");
-        let host = &mut self.hosts[i];
+            .strikes(host.strikes.clone());
+        if let Some(trace) = &self.trace {
+            node = node.trace(trace.clone());
+        }
+        let node = node.start().await.expect("a node starts");
+        let (host, local) = (&mut self.hosts[i], node.view().local().clone());
+        if host.runs.contains(&local.id.run()) {
+            return broken(Rule::Runs, format_args!("{} is started again, and the same", local.id));
+        }
+        host.runs.push(local.id.run());
+        if let Some(last) = host.last.take().filter(|last| local.incarnation <= *last) {
+            let how = format_args!("{} was {last} and starts as {}", local.id, local.incarnation).to_string();
+            return broken(Rule::Runs, how);
+        }
         host.events = Some(Box::pin(node.events(Replay::Snapshot)));
         host.told = std::mem::take(&mut host.told).of_another_run();
         host.cluster = Some(node);
         host.left = false;
+        Ok(())
     }
 
-    async fn stop(&mut self, i: usize) {
-        self.hosts[i].events = None;
-        if let Some(node) = self.hosts[i].cluster.take() {
+    async fn stop(&mut self, i: usize) -> Result<(), Broken> {
+        let Self { hosts, sayings, report, .. } = self;
+        let host = &mut hosts[i];
+        // What it has said is said.
+        let heard = host.listen(sayings);
+        host.events = None;
+        if let Some(node) = host.cluster.take() {
+            host.last = Some(node.view().local().incarnation);
+            for (pair, n) in host.strikes.met() {
+                *report.met.entry(pair).or_default() += n;
+            }
             node.shutdown().await;
         }
+        heard
     }
 
     /// What is in the way from one host to another just now.
@@ -290,16 +343,16 @@ impl Sim {
         matches!(event.fault, Fault::FlipFlop(_) | Fault::Slow(..))
     }
 
-    async fn begins(&mut self, event: &Event) {
+    async fn begins(&mut self, event: &Event) -> Result<(), Broken> {
         *self.report.faults.entry(event.fault.name()).or_default() += 1;
         for &i in &event.who {
             if !event.fault.is_harmless() {
                 self.hosts[i].troubles += 1;
             }
             match event.fault {
-                Fault::Crash { .. } => self.stop(i).await,
+                Fault::Crash { .. } => self.stop(i).await?,
                 Fault::Usurped => {
-                    self.stop(i).await;
+                    self.stop(i).await?;
                     if self.hosts[i].usurper.is_none() {
                         let seed = self.plan.seed ^ 0x075e;
                         let other = self.builder(i, &format!("other{i:03}"), seed).label("bank");
@@ -317,13 +370,18 @@ impl Sim {
                 _ => {}
             }
         }
+        Ok(())
     }
 
-    async fn ends(&mut self, event: &Event) {
+    async fn ends(&mut self, event: &Event) -> Result<(), Broken> {
         for &i in &event.who {
             if !event.fault.is_harmless() {
                 self.hosts[i].troubles -= 1;
                 self.hosts[i].since = Instant::now();
+            }
+            if event.fault == Fault::Panics {
+                // What has not struck by then is not to strike later.
+                self.hosts[i].strikes.disarm();
             }
             if let Fault::Crash { .. } | Fault::Usurped | Fault::Leave = event.fault {
                 if let Some(usurper) = self.hosts[i].usurper.take() {
@@ -338,14 +396,16 @@ impl Sim {
                         && matches!(other.fault, Fault::Crash { .. } | Fault::Usurped)
                 });
                 if !down && (self.hosts[i].cluster.is_none() || self.hosts[i].left) {
-                    self.stop(i).await;
+                    self.stop(i).await?;
                     if let Fault::Crash { file: false } = event.fault {
                         self.hosts[i].store = MemoryStore::new();
+                        self.hosts[i].last = None;
                     }
-                    self.start(i).await;
+                    self.start(i).await?;
                 }
             }
         }
+        Ok(())
     }
 
     /// What goes on while faults last.
@@ -399,15 +459,13 @@ impl Sim {
     fn check(&mut self, step: u64) -> Result<(), Broken> {
         let Self { hosts, sayings, .. } = self;
         for host in hosts.iter_mut() {
-            let Some(events) = &mut host.events else { continue };
-            while let Some(Some(event)) = events.next().now_or_never() {
-                host.told.hear(&event, sayings)?;
-            }
+            host.listen(sayings)?;
             if let Some(node) = &host.cluster {
                 // What has changed without an event is found in time.
                 host.told.compare(&node.view(), step.is_multiple_of(10))?;
             }
         }
+        sayings.settle()?;
         if step.is_multiple_of(10) {
             self.bounds()?;
         }
@@ -530,14 +588,14 @@ impl Sim {
                 if !begun[n] && event.at <= now {
                     begun[n] = true;
                     anew = true;
-                    self.begins(event).await;
+                    self.begins(event).await?;
                 }
             }
             for (n, event) in events.iter().enumerate() {
                 if begun[n] && !over[n] && event.end() <= now {
                     over[n] = true;
                     anew = true;
-                    self.ends(event).await;
+                    self.ends(event).await?;
                 } else if begun[n] && !over[n] {
                     anew |= Self::changes(event);
                     self.goes_on(event, step);
@@ -563,6 +621,130 @@ impl Sim {
             self.check(step)?;
         }
         self.report.agreed = Some(calm.elapsed());
+        self.calm(step).await
+    }
+
+    /// Lets time pass, and looks at everything, until `done` or the time is up; says which.
+    async fn watch(
+        &mut self,
+        step: &mut u64,
+        limit: Duration,
+        mut done: impl FnMut(&mut Self) -> Result<bool, Broken>,
+    ) -> Result<bool, Broken> {
+        let begun = Instant::now();
+        while begun.elapsed() < limit {
+            *step += 1;
+            sleep(STEP).await;
+            self.check(*step)?;
+            if done(self)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// All agree, and nothing goes wrong any more: then nothing happens, but for one node that dies, or leaves, and
+    /// comes back.
+    async fn calm(&mut self, mut step: u64) -> Result<(), Broken> {
+        self.watch(&mut step, SETTLED, |_| Ok(false)).await?;
+        for (i, host) in self.hosts.iter().enumerate() {
+            let Some(node) = &host.cluster else { continue };
+            let metrics = node.metrics();
+            if metrics.health_score > 0 {
+                return broken(Rule::Health, format_args!("n{i:03} has a score of {}", metrics.health_score));
+            }
+        }
+        // What users have broadcast may take longer.
+        let gossips =
+            |host: &Host| host.cluster.as_ref().is_some_and(|node| node.metrics().broadcasts_queued > 0);
+        let gossip = |this: &Self| this.hosts.iter().position(gossips);
+        if gossip(self).is_some()
+            && !self.watch(&mut step, DRAINED, |this| Ok(gossip(this).is_none())).await?
+        {
+            return broken(
+                Rule::Bounds,
+                format_args!("n{:03} gossips in a calm cluster", gossip(self).unwrap_or_default()),
+            );
+        }
+        let one = self.rng.random_range(0..self.hosts.len());
+        let name = format!("n{one:03}");
+        let node = self.hosts[one].cluster.clone().filter(|_| self.rng.random::<bool>());
+        let before: Vec<_> = self.hosts.iter().map(|host| host.told.quiet(&name)).collect();
+        let state = if node.is_some() { MemberState::Left } else { MemberState::Dead };
+        match &node {
+            Some(node) => {
+                self.hosts[one].left = true;
+                drop(node.leave(Duration::from_secs(2)).await);
+            }
+            None => self.stop(one).await?,
+        }
+        // Nothing happens to any other one.
+        let quiet = |this: &Self| {
+            let mut changed = this.hosts.iter().zip(&before).enumerate().filter(|(i, (host, before))| {
+                *i != one && host.cluster.is_some() && host.told.quiet(&name) != **before
+            });
+            match changed.next() {
+                Some((i, _)) => {
+                    broken(Rule::Calm, format_args!("something happens at n{i:03} besides {name}"))
+                }
+                None => Ok(()),
+            }
+        };
+        let all_hold = |this: &Self, state| {
+            let mut others = this.hosts.iter().enumerate().filter(|(i, _)| *i != one);
+            others.all(|(_, host)| {
+                let view = host.cluster.as_ref().map(Cluster::view);
+                view.is_none_or(|view| view.get(&name).is_some_and(|member| member.state == state))
+            })
+        };
+        let known = self
+            .watch(&mut step, DETECTION, |this| {
+                quiet(this)?;
+                if state == MemberState::Left && this.hosts.iter().any(|host| host.told.accuses(&name)) {
+                    return broken(Rule::Leaves, format_args!("{name} has left, and is accused"));
+                }
+                Ok(all_hold(this, state))
+            })
+            .await?;
+        if !known {
+            return broken(Rule::Detection, format_args!("{name} is not held for {state} by all"));
+        }
+        self.watch(&mut step, Duration::from_secs(5), |this| quiet(this).map(|()| false)).await?;
+        if !all_hold(self, state) {
+            return broken(
+                Rule::Leaves,
+                format_args!("{name} was held for {state}, and came back by itself"),
+            );
+        }
+        match node {
+            Some(node) => {
+                let local = node.view().local().clone();
+                let seeds = Self::seeds();
+                let seeds: Vec<_> = seeds.iter().map(|seed| &**seed).collect();
+                let _ = node.join(&seeds).await;
+                let now = node.view().local().clone();
+                if now.id == local.id || now.incarnation <= local.incarnation {
+                    return broken(Rule::Runs, format_args!("{} comes back as {}", local.id, now.id));
+                }
+                self.hosts[one].runs.push(now.id.run());
+                self.hosts[one].left = false;
+            }
+            None => self.start(one).await?,
+        }
+        if self.watch(&mut step, DETECTION, |this| Ok(this.agree())).await? {
+            return Ok(());
+        }
+        broken(Rule::Agreement, format_args!("{name} came back; {}", self.disagreements()))
+    }
+}
+
+impl Host {
+    /// Hears what its node has told its subscriber.
+    fn listen(&mut self, sayings: &mut Sayings) -> Result<(), Broken> {
+        let Some(events) = &mut self.events else { return Ok(()) };
+        while let Some(Some(event)) = events.next().now_or_never() {
+            self.told.hear(&event, sayings)?;
+        }
         Ok(())
     }
 }
@@ -579,9 +761,20 @@ fn spawn(task: impl Future<Output = ()> + 'static) {
 
 /// Runs a plan to its end, or until a rule is broken.
 pub fn run(plan: &Plan) -> Report {
+    run_with(plan, None)
+}
+
+/// Runs a plan, and gives the hash of all that could be seen: each datagram, each piece of a stream, each event.
+pub fn hash(plan: &Plan) -> (Report, u64) {
+    let trace = Trace::new();
+    let report = run_with(plan, Some(trace.clone()));
+    (report, trace.hash())
+}
+
+fn run_with(plan: &Plan, trace: Option<Trace>) -> Report {
     let plan = plan.clone();
     paused(async move {
-        let mut sim = match Sim::begin(plan).await {
+        let mut sim = match Sim::begin(plan, trace).await {
             Ok(sim) => sim,
             Err(how) => return Report { broken: Some((Duration::ZERO, how)), ..Report::default() },
         };
@@ -594,7 +787,7 @@ pub fn run(plan: &Plan) -> Report {
             }
         }
         for i in 0..sim.hosts.len() {
-            sim.stop(i).await;
+            let _ = sim.stop(i).await;
             if let Some(usurper) = sim.hosts[i].usurper.take() {
                 usurper.shutdown().await;
             }

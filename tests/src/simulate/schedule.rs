@@ -265,6 +265,17 @@ pub fn draw(rng: &mut Xoshiro256PlusPlus, nodes: usize, horizon: Duration) -> Ve
         events.push(Event { at, lasts, fault, who });
     }
     events.sort_by_key(|event| event.at);
+    // Who leaves is mostly in trouble already: then its farewell meets those who suspect it.
+    for at in 1..events.len() {
+        let (before, after) = events.split_at_mut(at);
+        let troubled = |event: &&Event| {
+            let stops = matches!(event.fault, Fault::Crash { .. } | Fault::Usurped | Fault::Leave);
+            !stops && !event.fault.is_harmless() && event.who.len() <= (nodes / 4).max(1)
+        };
+        if let (Fault::Leave, Some(event)) = (&after[0].fault, before.iter().rev().find(troubled)) {
+            after[0].who.clone_from(&event.who);
+        }
+    }
     events
 }
 

@@ -914,3 +914,150 @@ fn system_and_memory_network_agree_on_the_rules_of_a_stream() {
     let system = actix_rt::System::new().block_on(conversation(SystemNetwork));
     assert_eq!(memory, system);
 }
+
+/// Sends `count` numbered datagrams, a millisecond apart, and says which arrive.
+async fn arrived(network: &MemoryNetwork, link: Link, count: u8) -> Vec<Vec<u8>> {
+    let (a, b) = pair(network, 1).await;
+    network.set_link(host(1), host(2), link);
+    let mut all = Vec::new();
+    for i in 0..count {
+        a.try_send(&[i; 40], host(2)).unwrap();
+        tokio::time::sleep(ms(2)).await;
+        all.extend(drain(&b));
+    }
+    all
+}
+
+#[test]
+fn losses_of_a_burst_come_together() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let bursts = Some(Bursts { begin: 0.05, end: 0.2, loss: 1.0 });
+        let all = arrived(&network, Link { bursts, ..steady(1) }, 250).await;
+        let lost: Vec<_> = (0..250u8).filter(|i| !all.iter().any(|each| each[0] == *i)).collect();
+        assert_eq!(network.stats().lost, lost.len() as u64);
+        let runs = 1 + lost.windows(2).filter(|two| two[1] != two[0] + 1).count();
+        assert!(lost.len() >= 20 && lost.len() > 2 * runs, "{} lost in {runs} bursts", lost.len());
+    });
+}
+
+#[test]
+fn a_datagram_above_the_largest_is_lost_and_one_of_that_size_is_not() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let (a, b) = pair(&network, 1).await;
+        network.set_link(host(1), host(2), Link { largest: 100, ..steady(1) });
+        a.try_send(&[1; 101], host(2)).unwrap();
+        a.try_send(&[2; 100], host(2)).unwrap();
+        assert_eq!(received_within(&b, 10).await, Some(vec![2; 100]));
+        assert_eq!(network.stats().too_large, 1);
+    });
+}
+
+#[test]
+fn a_corrupt_datagram_keeps_its_length_and_a_truncated_one_its_beginning() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let all = arrived(&network, Link { corrupt: 1.0, ..steady(1) }, 20).await;
+        assert_eq!(all.len(), 20);
+        let spoilt = all.iter().zip(0..).filter(|(each, i)| each.len() == 40 && **each != [*i; 40]).count();
+        // Bits that are turned over twice are as they were.
+        assert!(spoilt >= 18, "{spoilt}");
+
+        let network = MemoryNetwork::new(1);
+        let all = arrived(&network, Link { truncate: 1.0, ..steady(1) }, 20).await;
+        assert!(all.iter().zip(0..).all(|(each, i)| each.len() < 40 && each.iter().all(|byte| *byte == i)));
+        assert_eq!((all.len(), network.stats().spoilt), (20, 20));
+    });
+}
+
+#[test]
+fn what_is_replayed_was_said_before_and_comes_besides_what_is_said() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let all = arrived(&network, Link { replay: 1.0, ..steady(1) }, 20).await;
+        let again = network.stats().replayed as usize;
+        assert_eq!((all.len(), again), (20 + 19, 19), "but for the first one, which none came before");
+        let mut newest = 0;
+        for each in all {
+            assert!(each[0] <= newest + 1 && each[0] + 8 >= newest, "{} after {newest}", each[0]);
+            newest = newest.max(each[0]);
+        }
+    });
+}
+
+#[test]
+fn a_link_that_refuses_answers_a_dial_at_once_and_lets_datagrams_through() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let (a, b) = pair(&network, 1).await;
+        network.set_link(host(1), host(2), Link { refuse: true, ..steady(1) });
+        assert_eq!(kind(a.dial(host(2)).await), io::ErrorKind::ConnectionRefused);
+        a.try_send(b"x", host(2)).unwrap();
+        assert_eq!(received_within(&b, 10).await, Some(b"x".to_vec()));
+        connect(&b, &a).await;
+    });
+}
+
+#[test]
+fn what_is_written_to_a_mute_link_waits_until_it_is_no_longer_mute() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let (a, b) = pair(&network, 1).await;
+        network.set_link(host(1), host(2), Link { mute: true, ..steady(1) });
+        let (mut one, mut other) = connect(&a, &b).await;
+        one.write_all(b"hello").await.unwrap();
+        let mut buf = [0; 5];
+        assert!(timeout(ms(5000), other.read_exact(&mut buf)).await.is_err());
+        network.set_link(host(1), host(2), steady(1));
+        timeout(ms(10), other.read_exact(&mut buf)).await.unwrap().unwrap();
+        assert_eq!(&buf, b"hello");
+    });
+}
+
+#[test]
+fn a_piece_that_is_reset_breaks_its_stream_on_both_sides() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let (a, b) = pair(&network, 1).await;
+        let (mut one, mut other) = connect(&a, &b).await;
+        network.set_link(host(1), host(2), Link { reset: 1.0, ..steady(1) });
+        one.write_all(b"hello").await.unwrap();
+        let mut buf = [0; 5];
+        assert_eq!(kind(other.read_exact(&mut buf).await), io::ErrorKind::ConnectionReset);
+        assert_eq!(kind(one.read_exact(&mut buf).await), io::ErrorKind::ConnectionReset);
+        assert_eq!(network.stats().broken, 1);
+    });
+}
+
+#[test]
+fn streams_between_two_hosts_can_be_reset_and_others_stay() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let (a, b) = pair(&network, 1).await;
+        let c = bind(&network, host(3)).await;
+        let ((mut one, _other), (mut third, mut fourth)) = (connect(&a, &b).await, connect(&a, &c).await);
+        network.reset_streams(host(2), host(1));
+        let mut buf = [0; 1];
+        assert_eq!(kind(one.read_exact(&mut buf).await), io::ErrorKind::ConnectionReset);
+        third.write_all(b"x").await.unwrap();
+        fourth.read_exact(&mut buf).await.unwrap();
+    });
+}
+
+#[test]
+fn a_host_that_fails_to_send_says_so_and_hears_all_the_same() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let (a, b) = pair(&network, 1).await;
+        network.fail_sends(host(1), Some(io::ErrorKind::NetworkUnreachable));
+        assert_eq!(kind(a.try_send(b"x", host(2))), io::ErrorKind::NetworkUnreachable);
+        assert_eq!(kind(a.dial(host(2)).await), io::ErrorKind::NetworkUnreachable);
+        b.try_send(b"y", host(1)).unwrap();
+        assert_eq!(received_within(&a, 10).await, Some(b"y".to_vec()));
+        network.fail_sends(host(1), None);
+        a.try_send(b"x", host(2)).unwrap();
+        assert_eq!(received_within(&b, 10).await, Some(b"x".to_vec()));
+        assert_eq!(network.stats().unsent, 1);
+    });
+}
