@@ -9,7 +9,7 @@ const README: &str = include_str!("../README.md");
 const DELEGATES: &str = include_str!("../docs/delegates.md");
 
 /// The documents that link to other files.
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 10] = [
     "README.md",
     "CHANGELOG.md",
     "docs/config.md",

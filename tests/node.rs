@@ -27,7 +27,7 @@ use memberlist_protocol::wire::{
 use memberlist_tests::{World, addr, events, paused};
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 const SOON: Duration = Duration::from_secs(10);

@@ -170,7 +170,9 @@ fn met(all: &Campaign) {
 fn hush() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if !info.payload_as_str().is_some_and(|why| why.starts_with("struck: ")) {
+        let said = info.payload().downcast_ref::<&str>().copied();
+        let said = said.or_else(|| info.payload().downcast_ref::<String>().map(String::as_str));
+        if !said.is_some_and(|why| why.starts_with("struck: ")) {
             tell(info);
         }
     }));
