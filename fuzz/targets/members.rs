@@ -133,7 +133,7 @@ impl Span {
 
 fn evidence(n: u8) -> Evidence {
     match n % 7 {
-        0 => Evidence::NoAnswer { direct: true, helpers: 3, nacks: n / 7 },
+        0 => Evidence::NoAnswer { direct: true, helpers: 3, nacks: n / 7, healthy: n.is_multiple_of(2) },
         1 => Evidence::Refused,
         2 => Evidence::PushPull,
         3 => Evidence::Hearsay,
