@@ -322,7 +322,7 @@ async fn in_turns<const N: usize>(
     rounds: usize,
     under: [Trouble; N],
     round: impl AsyncFn(Trouble) -> Vec<Duration>,
-) -> [Duration; N] {
+) -> [Vec<Duration>; N] {
     let mut all = [const { Vec::new() }; N];
     // The first of each warms up.
     for n in 0..=rounds {
@@ -336,7 +336,7 @@ async fn in_turns<const N: usize>(
     for (trouble, all) in under.iter().zip(&all) {
         println!("{trouble:?}: {all:?}");
     }
-    all.map(|mut times| median(&mut times))
+    all
 }
 
 /// What may be in the way.
@@ -361,7 +361,7 @@ async fn over_sockets_a_dead_and_a_stalled_peer_cost_forty_eight_others_nothing_
     let good = [peer(&nodes[0], &nodes[49]), peer(&nodes[0], &nodes[50])];
     let others: Vec<_> = nodes[1..49].iter().map(|node| peer(&nodes[0], node)).collect();
     let rounds = if cfg!(debug_assertions) { 2 } else { 15 };
-    let [calm, trouble] = in_turns(rounds, [Trouble::None, Trouble::Peers], async |trouble| {
+    let times = in_turns(rounds, [Trouble::None, Trouble::Peers], async |trouble| {
         let mut times = Vec::new();
         for _ in 0..if cfg!(debug_assertions) { 3 } else { 30 } {
             for peer in if trouble == Trouble::Peers { &bad } else { &good } {
@@ -372,6 +372,7 @@ async fn over_sockets_a_dead_and_a_stalled_peer_cost_forty_eight_others_nothing_
         times
     })
     .await;
+    let [calm, trouble] = times.map(|mut times| median(&mut times));
     println!("{calm:?}, with a dead and a stalled peer {trouble:?}");
     for node in nodes {
         node.shutdown().await;
@@ -384,7 +385,7 @@ async fn over_sockets_a_dead_and_a_stalled_peer_cost_forty_eight_others_nothing_
 #[actix::test]
 async fn half_a_gib_that_is_uploaded_less_than_doubles_the_time_of_small_messages() {
     const PIECE: u64 = 64 << 10;
-    let rounds: u64 = if cfg!(debug_assertions) { 1 } else { 15 };
+    let rounds: u64 = if cfg!(debug_assertions) { 1 } else { 31 };
     let all: u64 = if cfg!(debug_assertions) { 32 << 20 } else { 512 << 20 };
     // As much goes in each round, the first one included; in between the body waits.
     let part = all.div_ceil(rounds + 1).next_multiple_of(PIECE);
@@ -424,13 +425,14 @@ async fn half_a_gib_that_is_uploaded_less_than_doubles_the_time_of_small_message
     let measuring = async {
         let medians = in_turns(rounds as usize, [Trouble::None, Trouble::Upload], async |trouble| {
             let mut times = Vec::new();
-            let until = *allowed.borrow() + part;
+            let (until, begun) = (*allowed.borrow() + part, Instant::now());
             if trouble == Trouble::Upload {
                 allowed.send_replace(until);
             }
             let going = |asked: usize| match trouble {
                 Trouble::Upload => sent.load(Relaxed) < until.min(all) && !over.load(Relaxed),
-                _ => asked < 300,
+                // As long as a part of the upload takes: what else the machine does hits as much of both.
+                _ => asked < 300 || !cfg!(debug_assertions) && begun.elapsed() < Duration::from_millis(250),
             };
             while going(times.len()) {
                 times.push(acknowledged(&to).await);
@@ -441,12 +443,16 @@ async fn half_a_gib_that_is_uploaded_less_than_doubles_the_time_of_small_message
         allowed.send_replace(u64::MAX);
         medians
     };
-    let (read, [calm, trouble]) = tokio::join!(uploading, measuring);
-    println!("{calm:?}, beside an upload {trouble:?}");
+    let (read, [mut calm, mut trouble]) = tokio::join!(uploading, measuring);
+    // Each round beside the one before it, which had the same machine.
+    let ratios = calm.iter().zip(&trouble).map(|(calm, trouble)| trouble.as_secs_f64() / calm.as_secs_f64());
+    let mut ratios: Vec<_> = ratios.collect();
+    ratios.sort_by(f64::total_cmp);
+    let ratio = ratios[ratios.len() / 2];
+    println!("{:?}, beside an upload {:?}, {ratio:.2} times", median(&mut calm), median(&mut trouble));
     assert!(read >= all, "{read} bytes have arrived");
     for node in nodes {
         node.shutdown().await;
     }
-    // Rounds in turns and their medians: what else the machine does hits both.
-    assert!(cfg!(debug_assertions) || trouble < calm * 2, "{calm:?}, {trouble:?}");
+    assert!(cfg!(debug_assertions) || ratio < 2.0, "{ratio}: {calm:?}, {trouble:?}");
 }
