@@ -65,7 +65,7 @@ impl Members {
             }
         }
         if !same_run && self.tombstones.covers(&m.id, m.incarnation) {
-            return Err(Ignored::Tombstone);
+            return self.buried(record, &m, now);
         }
         let higher = m.incarnation > record.incarnation;
         if higher && m.incarnation - record.incarnation > self.config.max_incarnation_step {
@@ -157,6 +157,26 @@ impl Members {
         };
         let limited = Some(Limited::Telling(name));
         Ok(Decision { tell: Some((record.addr, m.id.run(), message)), limited, ..Decision::default() })
+    }
+
+    /// News of a run that was taken for replaced. If nobody else of its name is there now, it may run all the same: it is
+    /// told that it is held for dead, and comes back with a higher incarnation.
+    fn buried(&self, record: &Arc<Member>, m: &Alive, now: Instant) -> Verdict {
+        let name = record.id.shared_name();
+        if record.state.is_present() || !self.tellings.allows(name, now) {
+            return Err(Ignored::Tombstone);
+        }
+        let from = self.local.id.shared_name().clone();
+        let word = Dead {
+            id: m.id.clone(),
+            incarnation: m.incarnation,
+            by: from.clone(),
+            from,
+            confirmed_by: Vec::new(),
+            evidence: Evidence::Hearsay,
+        };
+        let limited = Some(Limited::Telling(name.clone()));
+        Ok(Decision { tell: Some((m.addr, m.id.run(), Message::Dead(word))), limited, ..Decision::default() })
     }
 
     /// Somebody claims the name of a member that is there. If that is another run, its word waits: the member may be
