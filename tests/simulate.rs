@@ -37,10 +37,11 @@ fn a_run_is_a_function_of_its_seed() {
 }
 
 /// Seeds that are run each time, with as many nodes, and what each is for. Add those that have found something.
-const KEPT: [(u64, usize, &str); 4] = [
+const KEPT: [(u64, usize, &str); 5] = [
     (23, 16, "verdicts that come while nodes wake from pauses, and nacks that come twice"),
     (193, 8, "panics of one node, which then leaves a calm cluster"),
     (216, 5, "panics of one node, which then leaves, and comes back as another run"),
+    (1750, 12, "a run that was taken for replaced and runs all the same"),
     (200_043, 62, "broadcasts of many nodes, which go on for long after the faults"),
 ];
 
