@@ -21,7 +21,7 @@ use super::{Decision, Members, Verdict, change::Ignored};
 use crate::{
     accusation::Evidence,
     member::{MAX_INCARNATION_STEP, MemberState, NodeId},
-    wire::message::{Dead, Message},
+    wire::message::Message,
 };
 
 /// What is said of a member.
@@ -99,15 +99,7 @@ impl Members {
         if doubt.told {
             return self.accuse(&doubt.id, doubt.incarnation, Evidence::PushPull, now, rng).ok();
         }
-        let from = self.local.id.shared_name().clone();
-        let word = Dead {
-            id: doubt.id.clone(),
-            incarnation: doubt.incarnation,
-            by: from.clone(),
-            from,
-            confirmed_by: Vec::new(),
-            evidence: Evidence::Hearsay,
-        };
+        let word = self.hearsay_of_death(&doubt.id, doubt.incarnation);
         let to = self.roster.get(name)?.addr;
         let tell = Some((to, doubt.id.run(), Message::Dead(word)));
         Some(Decision {

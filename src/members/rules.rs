@@ -153,7 +153,9 @@ impl Members {
             // What is said of the run before it does not concern it. That its name is taken does: it outbids that.
             MemberState::Suspect if record.id != m.id => Message::Alive(Alive::of(record)),
             MemberState::Suspect => Message::Suspect(self.own_suspicion(record, Evidence::Hearsay)),
-            MemberState::Dead | MemberState::Left => Message::Dead(self.hearsay_of_death(record)),
+            MemberState::Dead | MemberState::Left => {
+                Message::Dead(self.hearsay_of_death(&record.id, record.incarnation))
+            }
         };
         let limited = Some(Limited::Telling(name));
         Ok(Decision { tell: Some((record.addr, m.id.run(), message)), limited, ..Decision::default() })
@@ -166,15 +168,7 @@ impl Members {
         if record.state.is_present() || !self.tellings.allows(name, now) {
             return Err(Ignored::Tombstone);
         }
-        let from = self.local.id.shared_name().clone();
-        let word = Dead {
-            id: m.id.clone(),
-            incarnation: m.incarnation,
-            by: from.clone(),
-            from,
-            confirmed_by: Vec::new(),
-            evidence: Evidence::Hearsay,
-        };
+        let word = self.hearsay_of_death(&m.id, m.incarnation);
         let limited = Some(Limited::Telling(name.clone()));
         Ok(Decision { tell: Some((m.addr, m.id.run(), Message::Dead(word))), limited, ..Decision::default() })
     }
@@ -619,11 +613,11 @@ impl Members {
     }
 
     /// What a member that speaks from an older state is told: that it is held for gone.
-    fn hearsay_of_death(&self, record: &Member) -> Dead {
+    pub(super) fn hearsay_of_death(&self, id: &NodeId, incarnation: u32) -> Dead {
         let from = self.local.id.shared_name().clone();
         Dead {
-            id: record.id.clone(),
-            incarnation: record.incarnation,
+            id: id.clone(),
+            incarnation,
             by: from.clone(),
             from,
             confirmed_by: Vec::new(),
