@@ -206,15 +206,15 @@ mod tests {
         let of = |config: Config, n| Bounds::new(&config, n);
         assert_eq!(
             of(Config::lan(), 10),
-            Bounds { needed: 2, min: ms(4000), max: ms(24000), early: false, refusals: false }
+            Bounds { needed: 2, min: ms(4000), max: ms(24000), early: true, refusals: true }
         );
         assert_eq!(
             of(Config::wan(), 10),
-            Bounds { needed: 4, min: ms(30000), max: ms(180_000), early: false, refusals: false }
+            Bounds { needed: 4, min: ms(30000), max: ms(180_000), early: true, refusals: true }
         );
         assert_eq!(
             of(Config::local(), 10),
-            Bounds { needed: 1, min: ms(3000), max: ms(18000), early: false, refusals: false }
+            Bounds { needed: 1, min: ms(3000), max: ms(18000), early: true, refusals: true }
         );
         let config = Config { suspicion_mult: 3, probe_interval: ms(1000), ..Config::lan() };
         assert_eq!([5, 50, 500].map(|n| of(config.clone(), n).min), [3000, 5094, 8094].map(ms));

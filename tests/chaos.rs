@@ -315,10 +315,16 @@ impl Stage {
             let seeds = ["10.0.0.5:7946", "10.0.0.4:7946"];
             let _ = guest.join(&seeds[..1 + round as usize % 2]).await;
             sleep(Duration::from_secs(3)).await;
+            // Its host goes with it, every other time: else nobody would have to say that it has no answer.
+            let all: Vec<_> = (0..NODES).map(addr).collect();
+            if round % 2 == 0 {
+                self.world.network.partition(&[addr(VICTIM)], &all);
+            }
             victim.shutdown().await;
             let _ = guest.leave(Duration::from_secs(1)).await;
             guest.shutdown().await;
             sleep(Duration::from_secs(12)).await;
+            self.world.network.heal();
         }
     }
 

@@ -89,6 +89,9 @@ impl Campaign {
             peer_queue_depth: [8, 200, 4096][rng.random_range(0..3)],
             peer_queue_bytes: [100_000, 1 << 20, 32 << 20][rng.random_range(0..3)],
             max_ordered_size: ORDERED,
+            // Else a peer is held for dead before the shortest window ends, in most cases.
+            early_verdicts: false,
+            count_refusals: false,
             ..Config::lan()
         };
         let nodes = rng.random_range(2..=5);

@@ -174,7 +174,8 @@ fn each_metric_has_a_value_of_its_kind_with_its_labels_and_nothing_else_has() {
 #[test]
 fn a_crash_is_timed_from_the_probe_that_failed_to_the_verdict() {
     paused(async {
-        let config = Config::lan();
+        // Its host does not tell that it is gone.
+        let config = Config { count_refusals: false, ..Config::lan() };
         let mut world = World::cluster(23, config.clone(), 5).await;
         sleep(secs(5)).await;
         let before: Vec<_> = (0..4).map(|i| metrics(&world, i)).collect();
@@ -222,7 +223,9 @@ fn accuse(stranger: &dyn Endpoint, of: &Cluster, to: usize, from: &str) {
 #[test]
 fn a_refutation_is_counted_where_it_is_made_and_timed_where_it_is_heard() {
     paused(async {
-        let world = World::cluster(24, without_push_pull(), 2).await;
+        // The accusation is told in the next round of gossip, and not before it could be seen.
+        let config = Config { gossip_at_once: false, ..without_push_pull() };
+        let world = World::cluster(24, config, 2).await;
         sleep(secs(5)).await;
         let stranger = world.network.bind(addr(300)).await.expect("a free address");
         accuse(&*stranger, &world.nodes[1], 0, "nobody");

@@ -14,6 +14,12 @@ use crate::{
 const SELF_RUN: u64 = 11;
 const RUN: u64 = 7;
 
+/// A word of death counts at once, so that one line makes a member dead. What else becomes of it with verdicts of one's
+/// own has tests of its own.
+fn believing() -> Config {
+    Config { own_verdicts: false, ..Config::lan() }
+}
+
 /// A table under test, and what it has answered.
 struct Bench {
     table: Members,
@@ -23,7 +29,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(Config::lan())
+        Self::with(believing())
     }
 
     fn with(config: Config) -> Self {
@@ -39,7 +45,7 @@ impl Bench {
 
     /// A table with `x` alive at incarnation 5, and four others so that confirmations count.
     fn with_x() -> Self {
-        Self::with_x_and(Config::lan())
+        Self::with_x_and(believing())
     }
 
     fn with_x_and(config: Config) -> Self {
@@ -454,7 +460,7 @@ fn a_claim_is_forgotten_when_the_member_outlives_it_or_moves_itself() {
 
 #[test]
 fn the_same_run_reclaims_its_name_elsewhere_only_after_the_reclaim_time() {
-    let config = Config { dead_node_reclaim_time: Duration::from_secs(10), ..Config::lan() };
+    let config = Config { dead_node_reclaim_time: Duration::from_secs(10), ..believing() };
     let mut bench = Bench::with(config);
     bench.alive(alive("x", RUN, 5, 2)).unwrap();
     bench.dead("x", RUN, 5, "a").unwrap();
@@ -494,7 +500,7 @@ fn a_member_that_came_back_is_not_forgotten() {
 
 #[test]
 fn weak_point_45_a_full_table_takes_nobody_in_but_for_the_longest_gone_and_never_forgets_the_living() {
-    let mut bench = Bench::with(Config { max_members: 3, ..Config::lan() });
+    let mut bench = Bench::with(Config { max_members: 3, ..believing() });
     bench.alive(alive("x", RUN, 1, 2)).unwrap();
     bench.alive(alive("y", RUN, 1, 3)).unwrap();
     assert_eq!(bench.alive(alive("z", RUN, 1, 4)).unwrap_err(), Ignored::TableFull);

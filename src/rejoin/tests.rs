@@ -49,7 +49,8 @@ impl Node {
     fn lose(&mut self, i: usize, left: bool) {
         let record = self.table.roster().get(&format!("n{i}")).unwrap();
         let farewell = Dead::farewell(record);
-        let from = if left { farewell.from.clone() } else { "n9".into() };
+        // Its own word, or this node's verdict.
+        let from = if left { farewell.from.clone() } else { "self".into() };
         let decision = self.table.dead(&Dead { from, ..farewell }, self.now, &mut self.rng).unwrap();
         self.table.apply(decision, self.now);
     }

@@ -28,13 +28,7 @@ impl Policy {
     /// The settings, for a network of one site.
     pub fn config(self) -> Config {
         match self {
-            Self::Ours => Config {
-                own_verdicts: true,
-                early_verdicts: true,
-                count_refusals: true,
-                gossip_at_once: true,
-                ..Config::lan()
-            },
+            Self::Ours => Config::lan(),
             Self::Memberlist => Config {
                 // A helper without an answer says so after a ping's time-out, which is when the asker stops to wait.
                 early_nacks: false,
