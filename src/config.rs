@@ -102,6 +102,17 @@ pub struct Config {
     /// once. If not, a refusal is worth as much as silence.
     pub count_refusals: bool,
 
+    /// How long a member that flaps has to go without a well-founded accusation, by anybody, before it is held for alive
+    /// again: one that dies once more within ten times this after a death, or was found to be unsteady
+    /// (`flap_limit`). Where many flap at once nobody has to. Longer than what is to be ridden out, such as a path that
+    /// is gone every other 20 s. 1 s to 1 h; 0 = nobody has to. LAN 30 s, WAN 2 min, local 10 s.
+    #[serde(with = "crate::span")]
+    pub flap_probation: Duration,
+    /// Well-founded accusations (by a node in good health, all of whose helpers had no answer either) that a member may
+    /// refute within 60 probe intervals; the next one is its death. It counts against those alone who have many more
+    /// than the others. 2 to 1,000; 0 = as many as it likes. 8.
+    pub flap_limit: u32,
+
     /// Time between two rounds of gossip, as long as there is something to say. 10 ms to 1 min; 0 = no
     /// rounds: news travels on pings and acks alone. LAN 200 ms, WAN 500 ms, local 100 ms.
     #[serde(with = "crate::span")]
@@ -287,6 +298,8 @@ impl Config {
             early_verdicts: true,
             count_refusals: true,
             gossip_at_once: true,
+            flap_probation: secs(30),
+            flap_limit: 8,
             gossip_interval: ms(200),
             gossip_nodes: 3,
             gossip_to_the_dead_time: secs(30),
@@ -347,6 +360,7 @@ impl Config {
             probe_interval: secs(5),
             probe_timeout: secs(3),
             suspicion_mult: 6,
+            flap_probation: secs(120),
             gossip_interval: ms(500),
             gossip_nodes: 4,
             gossip_to_the_dead_time: secs(60),
@@ -364,6 +378,7 @@ impl Config {
             probe_timeout: ms(200),
             indirect_checks: 1,
             suspicion_mult: 3,
+            flap_probation: secs(10),
             gossip_interval: ms(100),
             gossip_to_the_dead_time: secs(15),
             retransmit_mult: 2,
@@ -473,6 +488,10 @@ impl Config {
         count("awareness_max_multiplier", self.awareness_max_multiplier as usize, 1, 64)?;
         count("suspicion_mult", self.suspicion_mult as usize, 1, 64)?;
         count("suspicion_max_timeout_mult", self.suspicion_max_timeout_mult as usize, 1, 64)?;
+        span("flap_probation", self.flap_probation, secs(1), hour, true)?;
+        if self.flap_limit != 0 {
+            count("flap_limit", self.flap_limit as usize, 2, 1000)?;
+        }
         span("gossip_interval", self.gossip_interval, ms(10), secs(60), true)?;
         count("gossip_nodes", self.gossip_nodes, 0, 64)?;
         count("retransmit_mult", self.retransmit_mult as usize, 1, 64)?;

@@ -25,7 +25,7 @@ use rand::{Rng, RngExt, seq::SliceRandom};
 
 use crate::{
     config::Config,
-    member::{MemberState, canonical},
+    member::{Member, MemberState, canonical},
     view::View,
 };
 
@@ -115,7 +115,10 @@ impl Attempt {
     /// Whether it has become needless.
     pub fn is_over(&self, view: &View) -> bool {
         let back = match &self.whom {
-            Missing::Member(name) => view.get(name).is_none_or(|member| member.state != MemberState::Dead),
+            Missing::Member(name) => {
+                view.is_on_probation(name)
+                    || view.get(name).is_none_or(|member| member.state != MemberState::Dead)
+            }
             Missing::Seed => view.alive().any(|member| member.addr == self.addr),
         };
         back || view.local().state.is_gone()
@@ -180,7 +183,8 @@ impl Heal {
         if view.local().state.is_gone() {
             return None;
         }
-        let dead = view.count(MemberState::Dead);
+        // Who is on probation has been found.
+        let dead = view.count(MemberState::Dead) - view.on_probation().len();
         let seeds = seeds().missing(view);
         let missing = dead + seeds.len();
         let present = view.alive_count().max(1);
@@ -205,7 +209,9 @@ impl Heal {
     /// Every other time one of those who died last. Else each dead member in turn, in an order of chance: however
     /// many there are, and even if somebody dies all the time, none is left out.
     fn next_dead(&mut self, view: &View, rng: &mut impl Rng) -> Option<(Arc<str>, SocketAddr)> {
-        let dead = |name: &Arc<str>| view.get(name).filter(|member| member.state == MemberState::Dead);
+        let is_missing =
+            |member: &&Arc<Member>| member.state == MemberState::Dead && !view.is_on_probation(member.name());
+        let dead = |name: &Arc<str>| view.get(name).filter(is_missing);
         while self.attempts.is_multiple_of(2) && !self.latest.is_empty() {
             let name = self.latest.swap_remove(rng.random_range(0..self.latest.len()));
             if let Some(member) = dead(&name) {
@@ -218,7 +224,7 @@ impl Heal {
                     return Some((name, member.addr));
                 }
             }
-            let all = view.all().filter(|member| member.state == MemberState::Dead);
+            let all = view.all().filter(is_missing);
             self.rest = all.map(|member| member.id.shared_name().clone()).collect();
             self.rest.shuffle(rng);
         }

@@ -34,18 +34,19 @@ use crate::{
     suspicion::Suspicion,
     tombstones::Tombstones,
     view::{Roster, View},
-    wire::message::Dead,
 };
 
 mod change;
 mod claims;
 mod doubts;
+mod flaps;
 mod rules;
 
 pub use change::{Change, Decision, Effects, Ignored, NotForced};
 use change::{Limited, Step, Verdict};
 use claims::Claims;
 use doubts::Doubts;
+use flaps::Flaps;
 
 /// A running suspicion and the evidence it began with.
 #[derive(Clone, Debug)]
@@ -81,6 +82,7 @@ pub struct Members {
     forgets: BTreeSet<(Instant, Arc<str>)>,
     tombstones: Tombstones,
     doubts: Doubts,
+    flaps: Flaps,
     conflicts: Limiter<Arc<str>>,
     tellings: Limiter<Arc<str>>,
     claims: Claims,
@@ -100,6 +102,7 @@ impl Members {
         roster.put(local.clone());
         Self {
             tombstones: Tombstones::new(config.max_tombstones, config.tombstone_retention),
+            flaps: Flaps::new(&config),
             config,
             local,
             roster,
@@ -140,6 +143,7 @@ impl Members {
     /// The table as a value.
     pub fn view(&self) -> View {
         View::new(self.rev, self.local.clone(), self.roster.clone())
+            .with_watched(self.flaps.watched().clone())
     }
 
     /// A number that grows with each change of a record, also with those that are no event.
@@ -150,14 +154,14 @@ impl Members {
     /// When [`Members::on_time`] has something to do.
     pub fn due(&self) -> Instant {
         let first = |set: &BTreeSet<(Instant, Arc<str>)>| set.first().map(|(at, _)| *at);
-        [first(&self.deadlines), first(&self.forgets), self.doubts.due()]
+        [first(&self.deadlines), first(&self.forgets), self.doubts.due(), self.flaps.due()]
             .into_iter()
             .flatten()
             .fold(self.next_sweep, Instant::min)
     }
 
-    /// The next thing that time alone decides, if any is due: a suspect whose time is up, or a member that has
-    /// been gone for long enough. Call it until it gives nothing.
+    /// The next thing that time alone decides, if any is due: a suspect whose time is up, one whose probation is over, or
+    /// a member that has been gone for long enough. Call it until it gives nothing.
     ///
     /// When this node itself did not run for more than a probe interval, suspects could not reach it: they get
     /// that time back.
@@ -182,6 +186,18 @@ impl Members {
                 return Some(decision);
             }
         }
+        while let Some(alive) = self.flaps.next(now) {
+            self.version += 1;
+            let record = self.roster.get(alive.id.name());
+            let waits = |record: &&Arc<Member>| {
+                record.id == alive.id
+                    && record.state == MemberState::Dead
+                    && record.incarnation < alive.incarnation
+            };
+            if let Some(record) = record.filter(waits) {
+                return Some(self.accept(record, alive, now));
+            }
+        }
         while let Some((at, name)) = self.forgets.first().filter(|(at, _)| *at <= now) {
             let key = (*at, name.clone());
             self.forgets.remove(&key);
@@ -204,21 +220,13 @@ impl Members {
         let record = self.roster.get(name).ok_or(Ignored::Unknown)?;
         let case = self.cases.get(name).ok_or(Ignored::Unknown)?;
         let accusation = case.accusation();
-        let mut confirmed_by = accusation.confirmed_by;
-        confirmed_by.truncate(Dead::MAX_CONFIRMATIONS);
-        let verdict = Dead {
-            id: record.id.clone(),
-            incarnation: record.incarnation,
-            from: self.local.id.shared_name().clone(),
-            by: accusation.by,
-            confirmed_by,
-            evidence: match accusation.evidence {
-                _ if case.suspicion.is_refused() => Evidence::Refused,
-                // By one or two of many: not what the verdict stands on.
-                Evidence::Refused => Evidence::Hearsay,
-                other => other,
-            },
+        let evidence = match accusation.evidence {
+            _ if case.suspicion.is_refused() => Evidence::Refused,
+            // By one or two of many: not what the verdict stands on.
+            Evidence::Refused => Evidence::Hearsay,
+            other => other,
         };
+        let verdict = self.own_verdict(record, Accusation { evidence, ..accusation }, record.incarnation);
         self.dead(&verdict, now, rng)
     }
 
@@ -277,6 +285,7 @@ impl Members {
             && let Some(old) = self.roster.remove(&name)
         {
             self.end(&name);
+            self.flaps.forget(&name);
             if let Some(key) = self.forget_at(&old) {
                 self.forgets.remove(&key);
             }
@@ -288,6 +297,10 @@ impl Members {
         }
         if let Some((name, doubt)) = decision.doubt {
             self.doubts.begin(name, doubt, now + self.config.suspicion_base());
+        }
+        if let Some(step) = decision.flap {
+            effects.watched = self.flaps.step(step, now);
+            self.version += 1;
         }
         let about = decision.put.as_ref().map(|member| member.id.shared_name().clone());
         match decision.suspicion {
@@ -305,9 +318,15 @@ impl Members {
             }
             Step::End => {
                 let died = decision.changes.iter().any(|c| matches!(c, Change::Dead { .. }));
-                let degraded =
-                    about.and_then(|name| self.end(&name)).is_some_and(|c| c.suspicion.is_degraded());
-                effects.degraded = died && degraded;
+                let case = about.and_then(|name| self.end(&name));
+                effects.degraded = died && case.as_ref().is_some_and(|c| c.suspicion.is_degraded());
+                let refuted = decision.changes.iter().find_map(|change| match change {
+                    Change::Refuted(member) => Some(&member.id),
+                    _ => None,
+                });
+                if let Some(id) = refuted.filter(|_| case.is_some_and(|c| c.suspicion.is_witnessed())) {
+                    self.flaps.refuted(id, now);
+                }
             }
         }
         if let Some(member) = decision.put {
@@ -321,8 +340,14 @@ impl Members {
                 effects.claim = self.claims.take(member.name(), now);
                 self.forgets.insert(key);
             }
+            self.flaps.settle(&member);
             self.roster.put(member);
             self.version += 1;
+        }
+        if let Some(Change::Dead { member, why }) = decision.changes.first()
+            && why.evidence != Evidence::Replaced
+        {
+            self.flaps.died(&member.id, decision.unsteady, now);
         }
         self.leaving = decision.leaving.unwrap_or(self.leaving);
         for change in decision.changes {

@@ -411,14 +411,16 @@ impl Detector {
         for _ in 0..2 {
             while let Some(name) = self.order.get(self.cursor) {
                 self.cursor += 1;
-                let member = view.get(name).filter(|m| m.state.is_present() && m.id != view.local().id);
-                if let Some(member) = member {
+                let wanted = |m: &&Arc<Member>| {
+                    (m.state.is_present() || view.is_on_probation(name)) && m.id != view.local().id
+                };
+                if let Some(member) = view.get(name).filter(wanted) {
                     return Some(member.clone());
                 }
             }
             let local = view.local().name();
-            self.order =
-                view.alive().filter(|m| m.name() != local).map(|m| m.id.shared_name().clone()).collect();
+            let present = view.alive().filter(|m| m.name() != local).map(|m| m.id.shared_name());
+            self.order = present.chain(view.on_probation()).cloned().collect();
             self.order.shuffle(rng);
             self.cursor = 0;
         }
@@ -531,7 +533,10 @@ impl Detector {
         };
         let mut messages: SmallVec<[Message; 1]> =
             smallvec![Message::Ack(Ack { seq: ping.seq, payload: payload.clone() })];
-        messages.extend(accusation(asker, view.local()));
+        // Whoever is on probation has answered that already.
+        if !view.is_on_probation(asker.name()) {
+            messages.extend(accusation(asker, view.local()));
+        }
         Ok(Action::Send { to: from, run, messages, piggyback: Piggyback::Yes, report: None })
     }
 

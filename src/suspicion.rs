@@ -156,6 +156,11 @@ impl Suspicion {
         self.bounds.refusals && self.bounds.needed > 0 && self.refused > self.bounds.needed
     }
 
+    /// Whether one of its accusers at least has full evidence.
+    pub fn is_witnessed(&self) -> bool {
+        self.witnesses > 0
+    }
+
     /// Who confirmed, in the order of hearing.
     pub fn confirmed_by(&self) -> &[Arc<str>] {
         &self.confirmed_by

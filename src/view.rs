@@ -5,7 +5,7 @@
 //! list of pages; a lookup hashes the name once; a random member is a random page and a random place in it,
 //! drawn again when nobody is there. The hash is keyed, so that nobody can choose names that share a page.
 
-use std::{fmt, hash::Hasher, sync::Arc};
+use std::{collections::BTreeSet, fmt, hash::Hasher, sync::Arc};
 
 use rand::{Rng, RngExt, seq::SliceRandom};
 use siphasher::sip::SipHasher13;
@@ -173,12 +173,20 @@ pub struct View {
     rev: u64,
     local: Arc<Member>,
     roster: Roster,
+    /// Names of dead members that are on probation.
+    watched: Arc<BTreeSet<Arc<str>>>,
 }
 
 impl View {
     /// The view after event number `rev`.
     pub fn new(rev: u64, local: Arc<Member>, roster: Roster) -> Self {
-        Self { rev, local, roster }
+        Self { rev, local, roster, watched: Arc::default() }
+    }
+
+    /// With those who are on probation.
+    #[must_use]
+    pub fn with_watched(self, watched: Arc<BTreeSet<Arc<str>>>) -> Self {
+        Self { watched, ..self }
     }
 
     /// The number of the last event that is in it.
@@ -222,6 +230,18 @@ impl View {
     pub fn rank(&self, id: &NodeId) -> Option<usize> {
         let own = self.get(id.name()).filter(|m| m.id == *id && m.state.is_present())?;
         Some(self.alive().filter(|m| m.name() < own.name()).count())
+    }
+
+    /// Whether the member of that name is dead, speaks again, and has to go without a well-founded accusation for a while
+    /// before it is held for alive: it has died again too soon, or was accused too often
+    /// ([`Config::flap_probation`](crate::config::Config::flap_probation)).
+    pub fn is_on_probation(&self, name: &str) -> bool {
+        self.watched.contains(name)
+    }
+
+    /// Those who are on probation.
+    pub fn on_probation(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
+        self.watched.iter()
     }
 
     /// The table.

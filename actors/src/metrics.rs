@@ -76,6 +76,7 @@ pub(crate) struct Counters {
     pub(crate) discoveries_failed: AtomicU64,
     pub(crate) heal_attempts: AtomicU64,
     pub(crate) heals: AtomicU64,
+    pub(crate) probations: AtomicU64,
     pub(crate) rejoin_saves: AtomicU64,
     pub(crate) rejoin_failures: AtomicU64,
     /// News that a member runs, which was accepted; suspicions; members that are dead or have left.
@@ -180,6 +181,7 @@ impl Counters {
             discoveries_failed: self.discoveries_failed.load(Relaxed),
             heal_attempts: self.heal_attempts.load(Relaxed),
             heals: self.heals.load(Relaxed),
+            probations: self.probations.load(Relaxed),
             rejoin_saves: self.rejoin_saves.load(Relaxed),
             rejoin_failures: self.rejoin_failures.load(Relaxed),
             alive_messages: self.msg_alive.load(Relaxed),
@@ -313,6 +315,8 @@ pub struct Metrics {
     pub heal_attempts: u64,
     /// Those of them that ended with an exchange of states.
     pub heals: u64,
+    /// Members that were put on probation, because they flap.
+    pub probations: u64,
     /// Times that the rejoin file was written.
     pub rejoin_saves: u64,
     /// Times that the rejoin file could not be read, used or written.

@@ -33,7 +33,7 @@ use smallvec::smallvec;
 use crate::{
     errors::UpdateError,
     inbox::{Alarm, Turn, Turns},
-    logs::{Line, say},
+    logs::{self, Line, say},
     messages::{Exchange, STATE, ToDelegates, ToDetector, ToQueue, ToState, ToTransport},
     metrics::{Lost, up},
     ring::{Shared, now},
@@ -216,7 +216,7 @@ impl NodeState {
     /// From here on nothing fails: the table changes, and everybody concerned learns of it.
     fn carry_out(&self, decision: Decision, now: Instant) {
         let mut kept = self.kept.borrow_mut();
-        let Effects { changes, broadcast, tell, refuted, confirmed, degraded, claim } =
+        let Effects { changes, broadcast, tell, refuted, confirmed, degraded, watched, claim } =
             kept.members.apply(decision, now);
         let members = kept.members.roster().present();
         let (mut returned, mut joined) = (0, false);
@@ -274,6 +274,12 @@ impl NodeState {
         }
         if let Some((id, accusation)) = confirmed {
             ring.history().note(&id, &accusation, Outcome::Open);
+        }
+        if let Some(name) = watched {
+            up(&ring.counters.probations);
+            let member = logs::name(&name);
+            say!(ring, Line::Change, info, %member, "speaks again, and is on probation: it flaps");
+            ring.news(ring.detector_inbox(), ToDetector::Newcomer { name, members });
         }
         if degraded {
             up(&ring.counters.degraded_timeouts);

@@ -58,6 +58,8 @@ settings! {
     early_verdicts: bool,
     count_refusals: bool,
     gossip_at_once: bool,
+    flap_probation: Span,
+    flap_limit: u32,
     gossip_interval: Span,
     gossip_nodes: usize,
     gossip_to_the_dead_time: Span,

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use smallvec::SmallVec;
 
-use super::{Case, doubts::Doubt};
+use super::{Case, doubts::Doubt, flaps};
 use crate::{
     accusation::{Accusation, Evidence},
     member::{Member, NodeId},
@@ -165,6 +165,8 @@ pub struct Effects {
     pub confirmed: Option<(NodeId, Accusation)>,
     /// A suspicion ran out with fewer confirmations than hoped for.
     pub degraded: bool,
+    /// A member is on probation from now on, and is to be probed.
+    pub watched: Option<Arc<str>>,
     /// A member is gone now, and another run has claimed its name meanwhile: news, to be judged next.
     pub claim: Option<Alive>,
 }
@@ -189,6 +191,10 @@ pub struct Decision {
     pub(super) returned: bool,
     /// Another node holds a member for dead that is alive here.
     pub(super) doubt: Option<(Arc<str>, Doubt)>,
+    /// Something has happened to a member on probation, or begins one.
+    pub(super) flap: Option<flaps::Step>,
+    /// It has died of too many accusations, although it refuted each.
+    pub(super) unsteady: bool,
 }
 
 impl Decision {

@@ -9,6 +9,7 @@ use smallvec::{SmallVec, smallvec};
 use super::{
     Case, Members,
     change::{Change, Decision, Ignored, Limited, NotForced, Step, Verdict},
+    flaps,
 };
 use crate::{
     accusation::{Accusation, Evidence},
@@ -74,7 +75,42 @@ impl Members {
         if !higher && (same_run || record.state.is_present()) {
             return self.outdated(record, &m, now);
         }
+        if record.state == MemberState::Dead && same_run && self.may_have_to_wait(&m.id, now) {
+            return self.probation(m.into_owned());
+        }
         Ok(self.accept(record, m.into_owned(), now))
+    }
+
+    /// Whether a dead member that speaks again is on probation, or ought to be. Where too few could accuse it nobody is.
+    fn may_have_to_wait(&self, id: &NodeId, now: Instant) -> bool {
+        let present = self.roster.present();
+        Bounds::new(&self.config, present).needed > 0 && self.flaps.must_wait(id, present, now)
+    }
+
+    /// A member speaks that has to wait: its word is passed on, and waits here.
+    fn probation(&self, m: Alive) -> Verdict {
+        if self.flaps.word(&m.id).is_some_and(|word| word.incarnation >= m.incarnation) {
+            return Err(Ignored::Stale);
+        }
+        let broadcast = Some((m.id.shared_name().clone(), Message::Alive(m.clone())));
+        let flap = Some(flaps::Step::Speaks(Box::new(m)));
+        Ok(Decision { flap, broadcast, ..Decision::default() })
+    }
+
+    /// A member on probation is accused: with good reason its time begins anew. Nothing, if it is not on probation, or has
+    /// refuted that.
+    fn accuse_anew(&self, m: &Suspect, now: Instant) -> Option<Verdict> {
+        let word = self.flaps.word(&m.id).filter(|word| m.incarnation >= word.incarnation)?;
+        if !m.evidence.is_full() {
+            return Some(Err(Ignored::Stale));
+        }
+        let name = word.id.shared_name();
+        let news = self.flaps.is_news(&m.id, now);
+        Some(Ok(Decision {
+            broadcast: news.then(|| (name.clone(), Message::Suspect(m.clone()))),
+            flap: Some(flaps::Step::Accused(name.clone())),
+            ..Decision::default()
+        }))
     }
 
     pub(super) fn newcomer(&self, m: Alive, now: Instant) -> Verdict {
@@ -232,7 +268,15 @@ impl Members {
                     evidence: m.evidence,
                     at: now,
                 };
-                let bounds = Bounds::new(&self.config, self.roster.present());
+                let present = self.roster.present();
+                let bounds = Bounds::new(&self.config, present);
+                if m.evidence.is_full()
+                    && bounds.needed > 0
+                    && self.flaps.is_unsteady(&record.id, present, now)
+                {
+                    let verdict = self.own_verdict(record, accusation, m.incarnation);
+                    return Ok(Decision { unsteady: true, ..self.dead(&verdict, now, rng)? });
+                }
                 let suspicion = Suspicion::new(bounds, m.from.clone(), m.evidence, now);
                 let member = Arc::new(record.turned(MemberState::Suspect, m.incarnation, now));
                 let change = Change::Suspected { member: member.clone(), why: accusation.clone() };
@@ -256,8 +300,19 @@ impl Members {
                 }
                 self.raise(record, m.incarnation)
             }
-            MemberState::Dead | MemberState::Left => self.raise(record, m.incarnation),
+            MemberState::Dead => {
+                self.accuse_anew(m, now).unwrap_or_else(|| self.raise(record, m.incarnation))
+            }
+            MemberState::Left => self.raise(record, m.incarnation),
         }
+    }
+
+    /// This node's own judgement of a member.
+    pub(super) fn own_verdict(&self, record: &Member, accusation: Accusation, incarnation: u32) -> Dead {
+        let Accusation { by, mut confirmed_by, evidence, .. } = accusation;
+        confirmed_by.truncate(Dead::MAX_CONFIRMATIONS);
+        let (id, from) = (record.id.clone(), self.local.id.shared_name().clone());
+        Dead { id, incarnation, from, by, confirmed_by, evidence }
     }
 
     /// A verdict, a farewell, or an operator's word that a member has left. Of "dead" and "left" at the same
@@ -467,6 +522,8 @@ impl Members {
         rng: &mut impl Rng,
     ) -> Verdict {
         let from = self.local.id.shared_name().clone();
+        // Whoever is on probation is accused of what it has said last.
+        let incarnation = self.flaps.word(id).map_or(incarnation, |word| word.incarnation.max(incarnation));
         self.suspect(&Suspect { id: id.clone(), incarnation, from, evidence }, now, rng)
     }
 

@@ -8,7 +8,7 @@ use crate::{
     accusation::Evidence,
     member::{MAX_INCARNATION_STEP, PackedTags, Tags, VersionRange, Versions},
     suspicion::Bounds,
-    wire::message::{Alive, Message, Remembered, Suspect},
+    wire::message::{Alive, Dead, Message, Remembered, Suspect},
 };
 
 const SELF_RUN: u64 = 11;
@@ -965,5 +965,144 @@ fn who_holds_a_node_for_left_or_has_missed_its_farewell_takes_its_new_run_and_no
         assert_eq!(bench.suspect("x", RUN, 5, "a").unwrap_err(), Ignored::OtherRun);
         assert_eq!(bench.alive(alive("x", RUN, 5, 2)).unwrap_err(), Ignored::Tombstone);
         assert_eq!(bench.table.roster().get("x").unwrap().id.run(), RUN + 1);
+    }
+}
+
+/// `x` is accused with good reason, by a node of that number.
+fn accuse_x(bench: &mut Bench, incarnation: u32, by: usize) -> Result<Effects, Ignored> {
+    let evidence = Evidence::NoAnswer { direct: true, helpers: 3, nacks: 3, healthy: true };
+    let from = format!("other{by}").into();
+    let m = Suspect { id: NodeId::new("x", RUN), incarnation, from, evidence };
+    let verdict = bench.table.suspect(&m, bench.now, &mut bench.rng);
+    bench.apply(verdict)
+}
+
+#[test]
+fn one_that_dies_again_soon_waits_until_nobody_accuses_it() {
+    let secs = Duration::from_secs;
+    let mut bench = Bench::with_x();
+    bench.dead("x", RUN, 5, "a").unwrap();
+    assert_eq!(names(&bench.alive(alive("x", RUN, 6, 2)).unwrap()), ["joined"], "once is nothing");
+    bench.wait(secs(299));
+    bench.dead("x", RUN, 6, "a").unwrap();
+    // It speaks, which is passed on, and is watched.
+    let effects = bench.alive(alive("x", RUN, 7, 2)).unwrap();
+    assert!(effects.changes.is_empty() && effects.watched.as_deref() == Some("x"));
+    assert!(matches!(&effects.broadcast, Some((_, Message::Alive(m))) if m.incarnation == 7));
+    assert_eq!((bench.state("x"), bench.table.view().is_on_probation("x")), (Some((D, 6)), true));
+    assert_eq!(bench.alive(alive("x", RUN, 7, 2)).unwrap_err(), Ignored::Stale);
+    // An accusation with good reason prolongs it, and is passed on once in a while; a weak one does nothing.
+    assert!(bench.wait(secs(29)).is_empty());
+    assert!(accuse_x(&mut bench, 7, 1).unwrap().broadcast.is_some());
+    assert!(accuse_x(&mut bench, 7, 2).unwrap().broadcast.is_none());
+    assert!(bench.wait(secs(15)).is_empty());
+    assert_eq!(accuse_x(&mut bench, 6, 3).unwrap_err(), Ignored::Stale, "it has refuted that");
+    assert_eq!(bench.suspect("x", RUN, 7, "b").unwrap_err(), Ignored::Stale);
+    assert_eq!(bench.alive(alive("x", RUN, 8, 2)).unwrap().watched, None);
+    assert_eq!(bench.state("x").unwrap().0, D);
+    // Then it is over.
+    let changes = bench.wait(secs(30));
+    assert!(matches!(&changes[..], [Change::Joined(m)] if m.incarnation == 8), "{changes:?}");
+    assert!(!bench.table.view().is_on_probation("x"));
+    // It is not held against it for ever.
+    bench.wait(secs(301));
+    bench.dead("x", RUN, 8, "a").unwrap();
+    assert_eq!(names(&bench.alive(alive("x", RUN, 9, 2)).unwrap()), ["joined"]);
+    // Nor against another run.
+    bench.dead("x", RUN, 9, "a").unwrap();
+    assert_eq!(names(&bench.alive(alive("x", RUN + 1, 1, 2)).unwrap()), ["joined"]);
+}
+
+#[test]
+fn a_probation_ends_with_what_it_is_about() {
+    let on_probation = || {
+        let mut bench = Bench::with_x();
+        for incarnation in [5, 6] {
+            bench.dead("x", RUN, incarnation, "a").unwrap();
+            bench.alive(alive("x", RUN, incarnation + 1, 2)).unwrap();
+        }
+        assert!(bench.table.view().is_on_probation("x"));
+        bench
+    };
+    // Another run takes its place, an operator declares it to have left, or it leaves.
+    let mut bench = on_probation();
+    assert_eq!(names(&bench.alive(alive("x", RUN + 1, 1, 2)).unwrap()), ["joined"]);
+    assert!(bench.wait(Duration::from_secs(100)).is_empty());
+    let mut bench = on_probation();
+    bench.force_leave("x").unwrap();
+    assert!(bench.wait(Duration::from_secs(100)).is_empty());
+    let mut bench = on_probation();
+    bench.dead("x", RUN, 7, "x").unwrap();
+    assert!(bench.wait(Duration::from_secs(100)).is_empty());
+    assert_eq!(bench.state("x"), Some((L, 7)));
+    // A verdict on its last word: it has to speak again.
+    let mut bench = on_probation();
+    bench.dead("x", RUN, 7, "a").unwrap();
+    assert!(!bench.table.view().is_on_probation("x") && bench.wait(Duration::from_secs(100)).is_empty());
+    bench.alive(alive("x", RUN, 8, 2)).unwrap();
+    assert_eq!(bench.wait(Duration::from_secs(31)).len(), 1);
+    // Where too few could accuse it, or where it is switched off, nobody waits.
+    for (others, config) in [(1, believing()), (4, Config { flap_probation: Duration::ZERO, ..believing() })]
+    {
+        let mut bench = Bench::with(config);
+        for i in 0..others {
+            bench.alive(alive(&format!("other{i}"), RUN, 1, 50 + i)).unwrap();
+        }
+        bench.alive(alive("x", RUN, 1, 2)).unwrap();
+        for incarnation in 1..5 {
+            bench.dead("x", RUN, incarnation, "a").unwrap();
+            assert_eq!(names(&bench.alive(alive("x", RUN, incarnation + 1, 2)).unwrap()), ["joined"]);
+        }
+    }
+}
+
+#[test]
+fn when_many_flap_at_once_it_is_the_network_and_nobody_waits() {
+    let mut bench = Bench::with_x();
+    for incarnation in [1, 2] {
+        for i in 0..3 {
+            bench.dead(&format!("other{i}"), RUN, incarnation, "a").unwrap();
+        }
+        for i in 0..3 {
+            let back = alive(&format!("other{i}"), RUN, incarnation + 1, 50 + i);
+            assert_eq!(names(&bench.alive(back).unwrap()), ["joined"]);
+        }
+    }
+}
+
+#[test]
+fn one_that_is_accused_again_and_again_is_dead_and_waits() {
+    let mut bench = Bench::with_x();
+    let limit = bench.table.config().flap_limit;
+    for n in 0..limit {
+        assert_eq!(names(&accuse_x(&mut bench, 5 + n, n as usize % 4).unwrap()), ["suspected"]);
+        bench.wait(Duration::from_secs(2));
+        assert_eq!(names(&bench.alive(alive("x", RUN, 6 + n, 2)).unwrap()), ["refuted"]);
+    }
+    // A weak accusation is one like any other.
+    assert_eq!(names(&bench.suspect("x", RUN, 5 + limit, "a").unwrap()), ["suspected"]);
+    bench.alive(alive("x", RUN, 6 + limit, 2)).unwrap();
+    let effects = accuse_x(&mut bench, 6 + limit, 1).unwrap();
+    assert_eq!(names(&effects), ["dead"]);
+    assert!(matches!(&effects.broadcast, Some((_, Message::Dead(m))) if *m.by == *"other1"));
+    assert_eq!(bench.alive(alive("x", RUN, 7 + limit, 2)).unwrap().watched.as_deref(), Some("x"));
+    // Those who are accused now and then, or as often as everybody else, are not.
+    let mut bench = Bench::with_x();
+    for n in 0..3 * limit {
+        assert_eq!(names(&accuse_x(&mut bench, 5 + n, n as usize % 4).unwrap()), ["suspected"]);
+        bench.wait(Duration::from_secs(9));
+        assert_eq!(names(&bench.alive(alive("x", RUN, 6 + n, 2)).unwrap()), ["refuted"]);
+    }
+    let mut bench = Bench::with_x();
+    for n in 0..2 * limit {
+        for (name, first, host) in [("x", 5, 2), ("other0", 1, 50), ("other1", 1, 51), ("other2", 1, 52)] {
+            let evidence = Evidence::NoAnswer { direct: true, helpers: 3, nacks: 3, healthy: true };
+            let (id, incarnation) = (NodeId::new(name, RUN), first + n);
+            let m = Suspect { id, incarnation, from: "other3".into(), evidence };
+            let verdict = bench.table.suspect(&m, bench.now, &mut bench.rng);
+            assert_eq!(names(&bench.apply(verdict).unwrap()), ["suspected"]);
+            bench.alive(alive(name, RUN, incarnation + 1, host)).unwrap();
+        }
+        bench.wait(Duration::from_secs(2));
     }
 }

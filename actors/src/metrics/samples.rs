@@ -108,6 +108,7 @@ pub const TABLE: &[Described] = &[
     described("memberlist_discoveries_failed", C, "", &[], "times that a source of seeds gave no answer"),
     described("memberlist_heal_attempts", C, "", &[], "attempts to reach somebody who is missing"),
     described("memberlist_heals", C, "", &[], "attempts that ended with an exchange of states"),
+    described("memberlist_probations", C, "", &[], "members that were put on probation, because they flap"),
     described("memberlist_rejoin_saves", C, "", &[], "times that the rejoin file was written"),
     described("memberlist_rejoin_failures", C, "", &[], "times that the rejoin file was of no use"),
     described("memberlist_user_messages_sent", C, "", &[], "users' messages over streams that were taken"),
@@ -250,6 +251,7 @@ impl Metrics {
         all.counter("memberlist_discoveries_failed", self.discoveries_failed);
         all.counter("memberlist_heal_attempts", self.heal_attempts);
         all.counter("memberlist_heals", self.heals);
+        all.counter("memberlist_probations", self.probations);
         all.counter("memberlist_rejoin_saves", self.rejoin_saves);
         all.counter("memberlist_rejoin_failures", self.rejoin_failures);
         all.counter("memberlist_user_messages_sent", self.user_messages_sent);

@@ -36,6 +36,8 @@ impl Policy {
                 early_verdicts: false,
                 count_refusals: false,
                 gossip_at_once: false,
+                flap_probation: Duration::ZERO,
+                flap_limit: 0,
                 // A dead member is forgotten when gossip to the dead ends, and nobody looks for it.
                 dead_retention: Duration::from_secs(30),
                 left_retention: Duration::from_secs(30),
