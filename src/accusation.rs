@@ -34,6 +34,12 @@ pub enum Evidence {
 }
 
 impl Evidence {
+    /// Whether anybody else is to hear of it: not if none of several helpers said anything at all. Then it is likely that
+    /// the accuser hears nobody, and whom it can reach it would only disturb.
+    pub fn is_heard(self) -> bool {
+        !matches!(self, Self::NoAnswer { helpers: 2.., nacks: 0, .. })
+    }
+
     /// Whether it speaks for a fault of the accused, and not of its accuser or of the network around that: the accuser
     /// was in good health, and all its helpers answered that they had no answer either; or the host itself said that
     /// nothing listens there.

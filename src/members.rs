@@ -311,11 +311,7 @@ impl Members {
                     self.cases.insert(name.clone(), *case);
                 }
             }
-            Step::Confirm(by) => {
-                if let Some((name, _)) = &effects.broadcast {
-                    effects.confirmed = self.confirm(name, by, now);
-                }
-            }
+            Step::Confirm(name, by) => effects.confirmed = self.confirm(&name, by, now),
             Step::End => {
                 let died = decision.changes.iter().any(|c| matches!(c, Change::Dead { .. }));
                 let case = about.and_then(|name| self.end(&name));

@@ -47,11 +47,13 @@ pub enum Ignored {
     Vetoed,
     /// The application is being asked about too many newcomers already.
     GateCrowded,
+    /// It accuses, and comes from a member that is held for gone itself.
+    Accuser,
 }
 
 impl Ignored {
     /// Each of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Stale,
         Self::Unknown,
         Self::OtherRun,
@@ -68,6 +70,7 @@ impl Ignored {
         Self::Asked,
         Self::Vetoed,
         Self::GateCrowded,
+        Self::Accuser,
     ];
 
     /// The name under which it is counted.
@@ -89,6 +92,7 @@ impl Ignored {
             Self::Asked => "asked",
             Self::Vetoed => "vetoed",
             Self::GateCrowded => "gate_crowded",
+            Self::Accuser => "accuser",
         }
     }
 }
@@ -231,7 +235,7 @@ pub(super) enum Step {
     #[default]
     Keep,
     Start(Box<Case>),
-    Confirm(SmallVec<[(Arc<str>, Evidence); 1]>),
+    Confirm(Arc<str>, SmallVec<[(Arc<str>, Evidence); 1]>),
     End,
 }
 

@@ -258,8 +258,12 @@ impl Members {
         if record.id == self.local.id {
             return self.answer(&m.from, m.incarnation, now, rng);
         }
+        // Who is dead or flaps hears little, and what it says of others is mostly its own fault.
+        if self.is_gone(&m.from) {
+            return Err(Ignored::Accuser);
+        }
         let name = record.id.shared_name();
-        let broadcast = || Some((name.clone(), Message::Suspect(m.clone())));
+        let broadcast = || m.evidence.is_heard().then(|| (name.clone(), Message::Suspect(m.clone())));
         match record.state {
             MemberState::Alive => {
                 let accusation = Accusation {
@@ -291,7 +295,7 @@ impl Members {
             MemberState::Suspect => {
                 let news = self.cases.get(name).map(|case| case.suspicion.weigh(&m.from, m.evidence));
                 if news == Some(Confirmation::New) {
-                    let suspicion = Step::Confirm(smallvec![(m.from.clone(), m.evidence)]);
+                    let suspicion = Step::Confirm(name.clone(), smallvec![(m.from.clone(), m.evidence)]);
                     return Ok(Decision {
                         suspicion,
                         broadcast: broadcast(),
@@ -305,6 +309,10 @@ impl Members {
             }
             MemberState::Left => self.raise(record, m.incarnation),
         }
+    }
+
+    fn is_gone(&self, name: &str) -> bool {
+        self.roster.get(name).is_some_and(|member| member.state.is_gone())
     }
 
     /// This node's own judgement of a member.
@@ -347,6 +355,8 @@ impl Members {
             evidence: m.evidence,
             at: now,
         };
+        // Whoever hears nobody judges for itself alone.
+        let heard = m.evidence.is_heard() || !m.confirmed_by.is_empty();
         let change = if state == MemberState::Left {
             Change::Left { member: member.clone(), why: said() }
         } else {
@@ -358,7 +368,7 @@ impl Members {
             suspicion: Step::End,
             bury: Some((record.id.clone(), m.incarnation)),
             changes: SmallVec::from_iter([change]),
-            broadcast: Some((name.clone(), Message::Dead(m.clone()))),
+            broadcast: heard.then(|| (name.clone(), Message::Dead(m.clone()))),
             ..Decision::default()
         })
     }
@@ -389,12 +399,18 @@ impl Members {
         let name = record.id.shared_name();
         let Some(case) = self.cases.get(name) else { return self.raise(record, m.incarnation) };
         let all = std::iter::once(&m.by).chain(&m.confirmed_by);
-        let new = all.filter(|by| case.suspicion.weigh(by, of_others) == Confirmation::New);
+        let counts =
+            |by: &&Arc<str>| !self.is_gone(by) && case.suspicion.weigh(by, of_others) == Confirmation::New;
+        let new = all.filter(counts);
         let new: SmallVec<_> = new.map(|by| (by.clone(), of_others)).collect();
         if new.is_empty() {
             return self.raise(record, m.incarnation);
         }
-        Ok(Decision { suspicion: Step::Confirm(new), broadcast, ..self.raised(record, m.incarnation) })
+        Ok(Decision {
+            suspicion: Step::Confirm(name.clone(), new),
+            broadcast,
+            ..self.raised(record, m.incarnation)
+        })
     }
 
     /// The record that an accusation is about, if it can be about it at all.

@@ -1106,3 +1106,41 @@ fn one_that_is_accused_again_and_again_is_dead_and_waits() {
         bench.wait(Duration::from_secs(2));
     }
 }
+
+#[test]
+fn what_the_gone_say_of_others_counts_nothing() {
+    let mut bench = Bench::with_x();
+    bench.dead("other1", RUN, 1, "a").unwrap();
+    assert_eq!(accuse_x(&mut bench, 5, 1).unwrap_err(), Ignored::Accuser);
+    accuse_x(&mut bench, 5, 2).unwrap();
+    assert_eq!(accuse_x(&mut bench, 5, 1).unwrap_err(), Ignored::Accuser);
+    assert!(accuse_x(&mut bench, 5, 3).unwrap().confirmed.is_some());
+}
+
+#[test]
+fn who_hears_nobody_judges_for_itself_alone() {
+    let deaf = Evidence::NoAnswer { direct: true, helpers: 3, nacks: 0, healthy: true };
+    let mut bench = Bench::with_x();
+    let accuse = |bench: &mut Bench, evidence| {
+        let verdict =
+            bench.table.accuse(&NodeId::new("x", RUN), 5, evidence, bench.now, &mut bench.rng).unwrap();
+        bench.table.apply(verdict, bench.now)
+    };
+    let effects = accuse(&mut bench, deaf);
+    assert_eq!((names(&effects), effects.broadcast.is_none()), (vec!["suspected"], true));
+    // Its verdict stays with it, too.
+    bench.now = bench.table.due();
+    let decision = bench.table.on_time(bench.now, &mut bench.rng).unwrap();
+    let effects = bench.table.apply(decision, bench.now);
+    assert_eq!((names(&effects), effects.broadcast.is_none()), (vec!["dead"], true));
+    // One helper that says so much as that it has no answer is enough; and so is one other accuser.
+    let mut bench = Bench::with_x();
+    let heard = Evidence::NoAnswer { direct: true, helpers: 3, nacks: 1, healthy: true };
+    assert!(accuse(&mut bench, heard).broadcast.is_some());
+    let mut bench = Bench::with_x();
+    accuse(&mut bench, deaf);
+    accuse_x(&mut bench, 5, 1).unwrap();
+    bench.now = bench.table.due();
+    let decision = bench.table.on_time(bench.now, &mut bench.rng).unwrap();
+    assert!(bench.table.apply(decision, bench.now).broadcast.is_some());
+}
