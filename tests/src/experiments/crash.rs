@@ -1,19 +1,24 @@
 //! How soon a member that is gone is missed: SWIM's measurements (DSN 2002, section 5), and ScaleCube's of how soon all
 //! know.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use actix_memberlist::{Config, network::memory::Link};
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{
     Options,
-    fleet::{Fleet, Said},
+    fleet::Fleet,
+    heard::Said,
     policy::Policy,
     table::{Row, quantile},
+    watch::QUIET,
 };
 use crate::paused;
+
+/// A member that is gone has to be missed by all within this time.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How a member goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,53 +40,68 @@ struct Seen {
     bytes: f64,
 }
 
-/// Lets one of `n` nodes go, as often as is asked for, in one cluster after the other.
-fn crash(n: usize, config: Config, end: End, loss: f64, seed: u64) -> Seen {
+/// From so many nodes on, several go one after the other in one cluster, since to start it takes longer than all that.
+const MANY: usize = 256;
+
+/// So many.
+const VICTIMS: u64 = 10;
+
+/// Lets so many of `n` nodes go, each a while after the one before.
+fn crash(n: usize, config: Config, end: End, loss: f64, seed: u64, victims: u64) -> Vec<Seen> {
     paused(async move {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let mut fleet = Fleet::of(n, seed, config).await;
-        fleet.network.set_default(Link { loss, ..Link::default() });
-        let (before, quiet) = (fleet.load(), Duration::from_secs(15));
-        sleep(quiet).await;
-        let (packets, bytes) = fleet.load().since(before, n, quiet);
-        sleep(Duration::from_millis(rng.random_range(0..1000))).await;
-        let mut wrongly = fleet.heard().iter().filter(|heard| heard.said == Said::Dead).count();
-        let victim = rng.random_range(0..n);
-        let begin = Instant::now();
-        match end {
-            End::Silent => fleet.crash(victim).await,
-            End::Killed => fleet.kill(victim).await,
+        fleet.network.set_default(Link::lossy(loss));
+        let mut seen = Vec::new();
+        for victim in fleet.some(victims as usize, seed) {
+            let (before, running) = (fleet.load(), fleet.running().count());
+            sleep(QUIET).await;
+            let (packets, bytes) = fleet.load().since(before, running, QUIET);
+            sleep(Duration::from_millis(rng.random_range(0..1000))).await;
+            seen.push(Seen { packets, bytes, ..gone(&mut fleet, victim, end).await });
         }
-        let knows = |fleet: &Fleet| {
-            fleet
-                .running()
-                .all(|(_, node)| node.view().alive().all(|member| member.addr != Fleet::addr(victim)))
-        };
-        let all = timeout(Duration::from_secs(180), async {
-            loop {
-                sleep(Duration::from_millis(10)).await;
-                if knows(&fleet) {
-                    break begin.elapsed();
-                }
-            }
-        });
-        let all = all.await.ok();
-        let heard = fleet.heard();
-        let first = |said| {
-            let of =
-                heard.iter().filter(|heard| heard.of == victim && heard.said == said && heard.at >= begin);
-            of.map(|heard| heard.at - begin).min()
-        };
-        let (suspected, dead) = (first(Said::Suspected), first(Said::Dead));
-        wrongly += heard.iter().filter(|heard| heard.said == Said::Dead && heard.of != victim).count();
         fleet.end().await;
-        Seen { suspected, dead, all, wrongly, packets, bytes }
+        seen
     })
 }
 
+/// One goes: what is said until all know.
+async fn gone(fleet: &mut Fleet, victim: usize, end: End) -> Seen {
+    let mut heard = fleet.heard();
+    let begin = Instant::now();
+    match end {
+        End::Silent => fleet.crash(victim).await,
+        End::Killed => fleet.kill(victim).await,
+    }
+    while fleet.running().any(|(_, node)| fleet.counts(node, victim)) && begin.elapsed() < PATIENCE {
+        sleep(Duration::from_millis(100)).await;
+    }
+    heard.extend(fleet.heard());
+    let of = |said| {
+        heard.iter().filter(move |heard| heard.of == victim && heard.said == said && heard.at >= begin)
+    };
+    let first = |said| of(said).map(|heard| heard.at - begin).min();
+    let mut known = BTreeMap::new();
+    for heard in of(Said::Dead) {
+        known.entry(heard.by).or_insert(heard.at - begin);
+    }
+    let all =
+        fleet.running().map(|(i, _)| known.get(&i).copied()).max_by_key(|at| at.unwrap_or(Duration::MAX));
+    let wrongly = heard.iter().filter(|heard| heard.said == Said::Dead && heard.runs).count();
+    Seen {
+        suspected: first(Said::Suspected),
+        dead: first(Said::Dead),
+        all: all.flatten(),
+        wrongly,
+        ..Seen::default()
+    }
+}
+
 pub(super) fn row(n: usize, policy: Policy, end: End, loss: f64, options: &Options) -> Row {
-    let seeds = (0..options.repeats).map(|repeat| options.seed + repeat);
-    let seen = options.each(seeds, |seed| crash(n, options.config(policy), end, loss, seed));
+    let victims = if n < MANY { 1 } else { VICTIMS.min(options.repeats) };
+    let seeds = (0..options.repeats.div_ceil(victims)).map(|repeat| options.seed + repeat);
+    let seen = options.each(seeds, |seed| crash(n, options.config(policy), end, loss, seed, victims));
+    let seen: Vec<_> = seen.into_iter().flatten().collect();
     let of = |pick: fn(&Seen) -> Option<Duration>, share| {
         quantile(&mut seen.iter().filter_map(pick).collect::<Vec<_>>(), share)
     };
@@ -108,7 +128,7 @@ pub(super) fn row(n: usize, policy: Policy, end: End, loss: f64, options: &Optio
 /// One of N crashes with its host, or alone, at several rates of loss.
 pub(super) fn swim(options: &Options) -> Vec<Row> {
     let mut rows = Vec::new();
-    for n in options.nodes.map_or(vec![8, 16, 28, 56, 128], |n| vec![n]) {
+    for n in options.nodes.map_or(vec![8, 16, 28, 56, 128, 256, 1000], |n| vec![n]) {
         for (end, loss) in [(End::Silent, 0.0), (End::Silent, 0.1), (End::Silent, 0.3), (End::Killed, 0.0)] {
             rows.extend(options.policies().map(|policy| row(n, policy, end, loss, options)));
         }
@@ -131,22 +151,23 @@ fn spread(n: usize, policy: Policy, options: &Options) -> Row {
         paused(async move {
             let fleet = Fleet::of(n, seed, options.config(policy)).await;
             let latency = Duration::from_millis(1)..Duration::from_millis(3);
-            fleet.network.set_default(Link { latency, loss: 0.01, ..Link::default() });
+            fleet.network.set_default(Link { latency, ..Link::lossy(0.01) });
             sleep(Duration::from_secs(15)).await;
+            drop(fleet.heard());
             let (before, begin) = (fleet.load(), Instant::now());
             let meta = bytes::Bytes::from_static(b"changed");
             let node = fleet.nodes[n / 2].clone().expect("it runs");
-            node.set_meta(meta.clone()).await.expect("it may");
+            node.set_meta(meta).await.expect("it may");
             let mut times = Vec::new();
-            let knows = |fleet: &Fleet| {
-                let others = fleet.running().filter(|(i, _)| *i != n / 2);
-                others.filter(|(_, node)| node.view().all().any(|member| member.meta == meta)).count()
-            };
             while times.len() < n - 1 && begin.elapsed() < Duration::from_secs(60) {
-                let known = knows(&fleet);
-                times.resize(known.max(times.len()), begin.elapsed());
-                sleep(Duration::from_millis(10)).await;
+                sleep(Duration::from_millis(100)).await;
+                let heard = fleet.heard();
+                let told = heard
+                    .iter()
+                    .filter(|heard| heard.of == n / 2 && heard.by != n / 2 && heard.said == Said::Updated);
+                times.extend(told.map(|heard| heard.at - begin));
             }
+            times.sort_unstable();
             let (_, bytes) = fleet.load().since(before, n, begin.elapsed());
             let most = (n - 1) * 99 / 100;
             let times = [n / 2, most.min(n - 2), n - 2].map(|at| times.get(at).copied());

@@ -1,44 +1,24 @@
-//! Many nodes in virtual time, and what each of them says of the others, when.
+//! Many nodes in virtual time.
 
-use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use actix_memberlist::{
-    Cluster, Config, MemberEvent, MemberState, Replay,
+    Cluster, ClusterBuilder, Config, MemberState,
     network::memory::{Link, MemoryNetwork},
 };
 use actix_rt::Arbiter;
-use futures_util::StreamExt;
+use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use tokio::time::{Instant, sleep};
 
+use super::{
+    heard::{Ear, Heard, spawn},
+    load::Load,
+};
 use crate::addr;
-
-/// What a node may say of another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Said {
-    /// It is there.
-    Joined,
-    /// It did not answer somebody.
-    Suspected,
-    /// It has answered that.
-    Refuted,
-    /// It is dead.
-    Dead,
-    /// It has left.
-    Left,
-}
-
-/// Something that a node has said.
-#[derive(Clone, Copy, Debug)]
-pub struct Heard {
-    /// When.
-    pub at: Instant,
-    /// Who.
-    pub by: usize,
-    /// Of whom.
-    pub of: usize,
-    /// What.
-    pub said: Said,
-}
 
 /// Nodes over a network in memory.
 pub struct Fleet {
@@ -46,19 +26,18 @@ pub struct Fleet {
     pub network: MemoryNetwork,
     /// The nodes that run, by number.
     pub nodes: Vec<Option<Cluster>>,
-    heard: Rc<RefCell<Vec<Heard>>>,
+    /// Whom a node asks when it starts, by number.
+    pub seeds: Vec<usize>,
+    /// The label of the cluster.
+    pub label: String,
+    /// The first letter of each name.
+    prefix: char,
+    /// The number of the address of node 0.
+    offset: usize,
+    ear: Ear,
     config: Config,
     seed: u64,
     starts: u64,
-}
-
-/// Packets and bytes that all have sent, streams included.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Load {
-    /// Datagrams.
-    pub packets: u64,
-    /// Bytes of datagrams and streams.
-    pub bytes: u64,
 }
 
 impl Fleet {
@@ -67,54 +46,74 @@ impl Fleet {
     pub fn new(seed: u64, config: Config) -> Self {
         let network = MemoryNetwork::new(seed);
         network.set_default(Link::default());
-        Self { network, nodes: Vec::new(), heard: Rc::default(), config, seed, starts: 0 }
+        Self {
+            network,
+            nodes: Vec::new(),
+            seeds: vec![0, 1, 2],
+            label: String::new(),
+            prefix: 'n',
+            offset: 0,
+            ear: Ear::new('n'),
+            config,
+            seed,
+            starts: 0,
+        }
+    }
+
+    /// Another one on the same network, which knows nothing of the first.
+    pub fn beside(other: &Self, config: Config) -> Self {
+        let fleet = Self::new(other.seed.wrapping_add(1 << 32), config);
+        Self { network: other.network.clone(), prefix: 'm', offset: 30_000, ear: Ear::new('m'), ..fleet }
     }
 
     /// A fleet of `n` nodes that all know each other.
     pub async fn of(n: usize, seed: u64, config: Config) -> Self {
         let mut fleet = Self::new(seed, config);
-        for i in 0..n {
-            fleet.start(i).await;
-        }
-        assert!(
-            fleet.settle(Duration::from_secs(300)).await.is_some(),
-            "{n} nodes have not found each other"
-        );
+        fleet.gather(n).await;
         fleet
     }
 
-    /// Starts node `i`, which knows the first three.
+    /// Starts `n` nodes and waits until they all know each other.
+    pub async fn gather(&mut self, n: usize) {
+        for i in 0..n {
+            self.start(i).await;
+        }
+        let settled = self.settle(Duration::from_secs(600)).await;
+        assert!(settled.is_some(), "{n} nodes have not found each other");
+        self.ear.hear_joins();
+    }
+
+    /// Starts node `i`, which knows the seeds.
     pub async fn start(&mut self, i: usize) {
+        self.start_at(i, self.addr(i)).await;
+    }
+
+    /// The same at an address that is not its own.
+    pub async fn start_at(&mut self, i: usize, at: SocketAddr) {
+        let seeds: Vec<_> = self.seeds.iter().map(|seed| self.addr(*seed).to_string()).collect();
+        let node = self.builder(i).bind(at).seeds(seeds).start().await.expect("a node starts");
+        self.add(i, node);
+    }
+
+    /// Node `i` as it is started, but for where it looks for others.
+    pub fn builder(&mut self, i: usize) -> ClusterBuilder {
         self.starts += 1;
-        let node = Cluster::builder(name(i))
+        Cluster::builder(self.name(i))
             .config(self.config.clone())
-            .bind(addr(i))
+            .bind(self.addr(i))
+            .label(self.label.clone())
             .plaintext()
             .network(self.network.clone())
             .arbiter(Arbiter::current())
             .without_watchdog()
             .seed(self.seed.wrapping_mul(1_000_000).wrapping_add(self.starts))
-            .seeds((0..3).map(|seed| addr(seed).to_string()).collect::<Vec<_>>())
-            .start()
-            .await
-            .expect("a node starts");
-        let (mut events, heard) = (Box::pin(node.events(Replay::None)), self.heard.clone());
-        spawn(async move {
-            while let Some(event) = events.next().await {
-                let (member, said) = match &event {
-                    MemberEvent::Joined { member, .. } => (member, Said::Joined),
-                    MemberEvent::Suspected { member, .. } => (member, Said::Suspected),
-                    MemberEvent::Refuted { member, .. } => (member, Said::Refuted),
-                    MemberEvent::Dead { member, .. } => (member, Said::Dead),
-                    MemberEvent::Left { member, .. } => (member, Said::Left),
-                    _ => continue,
-                };
-                let of = number(member.name());
-                heard.borrow_mut().push(Heard { at: Instant::now(), by: i, of, said });
-            }
-        });
-        while self.nodes.len() <= i {
-            self.nodes.push(None);
+    }
+
+    /// Node `i` has been started.
+    pub fn add(&mut self, i: usize, node: Cluster) {
+        self.ear.begin(i, &node);
+        if self.nodes.len() <= i {
+            self.nodes.resize(i + 1, None);
         }
         self.nodes[i] = Some(node);
     }
@@ -139,12 +138,22 @@ impl Fleet {
     /// Whether all that run hold each other for alive, and nobody else.
     pub fn agrees(&self) -> bool {
         let count = self.running().count();
-        self.running().all(|(_, node)| node.view().alive_count() == count)
+        // Most of the time it is their numbers that differ, and those cost little.
+        let (alive, present) = (|node: &Cluster| node.view().count(MemberState::Alive), Cluster::view);
+        self.running().all(|(_, node)| alive(node) == count && present(node).alive_count() == count)
             && self.running().all(|(_, node)| {
                 let view = node.view();
-                self.running()
-                    .all(|(i, _)| view.get(&name(i)).is_some_and(|member| member.state == MemberState::Alive))
+                view.alive().all(|member| self.runs(member.name()))
             })
+    }
+
+    fn runs(&self, name: &str) -> bool {
+        self.ear.number(name).is_some_and(|i| self.nodes.get(i).is_some_and(Option::is_some))
+    }
+
+    /// Whether node `by` counts node `of` among the members.
+    pub fn counts(&self, by: &Cluster, of: usize) -> bool {
+        by.view().get(&self.name(of)).is_some_and(|member| member.state.is_present())
     }
 
     /// How many different sets of members there are, as far as their sizes tell.
@@ -156,36 +165,55 @@ impl Fleet {
         sizes
     }
 
+    /// So many of those that run, but for the seeds, at random.
+    pub fn some(&self, count: usize, seed: u64) -> BTreeSet<usize> {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let all: Vec<_> = self.running().map(|(i, _)| i).filter(|i| !self.seeds.contains(i)).collect();
+        let mut some = BTreeSet::new();
+        while some.len() < count.min(all.len()) {
+            some.insert(all[rng.random_range(0..all.len())]);
+        }
+        some
+    }
+
     /// Ends node `i` without a word. Its host answers that nobody is there.
     pub async fn kill(&mut self, i: usize) {
         if let Some(node) = self.nodes[i].take() {
+            self.ear.end(i);
             node.shutdown().await;
         }
     }
 
     /// Ends node `i` and its host: nothing comes back from there.
     pub async fn crash(&mut self, i: usize) {
-        for other in 0..self.nodes.len() {
-            self.network.cut(addr(i), addr(other));
-            self.network.cut(addr(other), addr(i));
-        }
+        self.network.unplug(self.addr(i));
         self.kill(i).await;
+    }
+
+    /// Node `i` says that it leaves, and ends once that is out, for which it has `within`. Nobody waits for it.
+    pub fn leave(&mut self, i: usize, within: Duration) {
+        if let Some(node) = self.nodes[i].take() {
+            self.ear.end(i);
+            spawn(async move {
+                let _ = node.leave(within).await;
+                node.shutdown().await;
+            });
+        }
     }
 
     /// All that was said since the last time.
     pub fn heard(&self) -> Vec<Heard> {
-        std::mem::take(&mut *self.heard.borrow_mut())
+        self.ear.take()
+    }
+
+    /// How often somebody of another fleet was taken in.
+    pub fn strangers(&self) -> usize {
+        self.ear.strangers()
     }
 
     /// What was sent so far by those that run.
     pub fn load(&self) -> Load {
-        let mut load = Load::default();
-        for (_, node) in self.running() {
-            let metrics = node.metrics();
-            load.packets += metrics.packets_sent;
-            load.bytes += metrics.bytes_sent + metrics.stream_bytes_sent;
-        }
-        load
+        self.running().map(|(_, node)| Load::of(node)).sum()
     }
 
     /// Ends all.
@@ -195,37 +223,19 @@ impl Fleet {
         }
     }
 
-    /// Sets the link between `i` and each other one, both ways.
-    pub fn around(&self, i: usize, inward: &Link, outward: &Link) {
-        for other in (0..self.nodes.len()).filter(|other| *other != i) {
-            self.network.set_link(addr(other), addr(i), inward.clone());
-            self.network.set_link(addr(i), addr(other), outward.clone());
-        }
+    /// Sets the links to `i` and from it; `None` is a good one.
+    pub fn around(&self, i: usize, inward: Option<Link>, outward: Option<Link>) {
+        self.network.set_inward(self.addr(i), inward);
+        self.network.set_outward(self.addr(i), outward);
     }
 
     /// Where node `i` is.
-    pub fn addr(i: usize) -> SocketAddr {
-        addr(i)
+    pub fn addr(&self, i: usize) -> SocketAddr {
+        addr(self.offset + i)
     }
-}
 
-impl Load {
-    /// What was sent since then, by each of `nodes` in a second: packets and bytes.
-    pub fn since(self, before: Self, nodes: usize, time: Duration) -> (f64, f64) {
-        let share = nodes as f64 * time.as_secs_f64();
-        ((self.packets - before.packets) as f64 / share, (self.bytes - before.bytes) as f64 / share)
+    /// What it is called.
+    pub fn name(&self, i: usize) -> String {
+        format!("{}{i:05}", self.prefix)
     }
-}
-
-fn name(i: usize) -> String {
-    format!("n{i:05}")
-}
-
-fn number(name: &str) -> usize {
-    name[1..].parse().expect("a node's name is its number")
-}
-
-#[allow(clippy::disallowed_methods, reason = "a listener of an experiment is no part of a node")]
-fn spawn(task: impl Future<Output = ()> + 'static) {
-    actix_rt::spawn(task);
 }

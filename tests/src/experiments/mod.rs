@@ -1,12 +1,23 @@
 //! Experiments: published ones run again, and ones that nobody has published, with the real code in virtual time. Each
 //! prints a table, with a line for each way of running a cluster that is compared.
 
+mod churn;
 mod crash;
 mod fleet;
+mod heard;
+mod leave;
+mod load;
 mod partial;
+mod pause;
 mod policy;
+mod rapid;
+mod restart;
+mod reuse;
+mod scale;
+mod seeds;
 mod slow;
 mod table;
+mod watch;
 
 use std::sync::{
     Mutex, PoisonError,
@@ -14,7 +25,9 @@ use std::sync::{
 };
 
 use actix_memberlist::Config;
-pub use fleet::{Fleet, Heard, Load, Said};
+pub use fleet::Fleet;
+pub use heard::{Heard, Said};
+pub use load::{Load, Rates};
 pub use policy::Policy;
 pub use table::{Figure, Row, json, markdown, quantile};
 
@@ -88,11 +101,10 @@ pub const ALL: &[(&str, &str, Run)] = &[
         "one in a hundred hears nothing for 20 s, then all for 20 s, and so on",
         partial::flipflop,
     ),
-    (
-        "rapid-loss80",
-        "one in a hundred loses four in five datagrams, on their way in or out",
-        partial::loss80,
-    ),
+    ("rapid-loss80", "one in a hundred loses four in five packets, on their way in or out", partial::loss80),
+    ("rapid-bootstrap", "1,000 nodes start at once, ten seconds after the first", rapid::bootstrap),
+    ("rapid-crash", "ten of 1,000 crash at once", rapid::crash),
+    ("I1", "all of 4,500 nodes are started anew within a minute, without their records", restart::mass),
     ("I2", "one member reaches one other alone", partial::semi_detached),
     ("I3", "halves, or one and the rest, are apart for ten minutes", partial::partition),
     (
@@ -100,7 +112,14 @@ pub const ALL: &[(&str, &str, Run)] = &[
         "streams to a member come about and carry nothing; its datagrams are lost one way",
         partial::blackhole,
     ),
+    ("I5", "a node of one cluster gets the address of another one's node", reuse::address),
+    ("I6", "members come and go all the time", churn::come_and_go),
+    ("I7", "a node joins 1,000 addresses, at half of which nobody is, or at all but one", seeds::dead),
     ("I8", "a member's network is gone: each send fails", partial::no_network),
+    ("I9", "members of a cluster of 3,600 leave, each within five seconds", leave::at_scale),
+    ("I10", "programs broadcast while members come and go", churn::broadcasts),
+    ("I11", "one or ten in a hundred stand still for a minute", pause::stopped),
+    ("scale", "what a calm cluster costs, by its size: processor time and memory", scale::cost),
 ];
 
 /// Runs an experiment, if there is one of that name.

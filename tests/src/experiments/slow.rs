@@ -9,14 +9,13 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Options,
-    fleet::{Fleet, Said},
+    fleet::Fleet,
+    heard::Said,
     policy::Policy,
     table::{Row, quantile},
+    watch::QUIET,
 };
 use crate::paused;
-
-/// Before the trouble begins.
-const QUIET: Duration = Duration::from_secs(15);
 
 /// What was seen in one run.
 #[derive(Default)]
@@ -46,12 +45,12 @@ fn run(n: usize, config: Config, trouble: &Trouble, seed: u64) -> Seen {
         let fleet = Fleet::of(n, seed, config).await;
         let mut all: Vec<_> = (0..n).collect();
         all.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(seed));
-        let slow: BTreeSet<_> = all[..slow].iter().copied().collect();
+        let slow: BTreeSet<_> = all[..slow.min(n / 2)].iter().copied().collect();
         sleep(QUIET).await;
         drop(fleet.heard());
         let (before, begin) = (fleet.load(), Instant::now());
         let each = |set: fn(&MemoryNetwork, std::net::SocketAddr)| {
-            slow.iter().for_each(|i| set(&fleet.network, Fleet::addr(*i)));
+            slow.iter().for_each(|i| set(&fleet.network, fleet.addr(*i)));
         };
         while begin.elapsed() < lasts {
             each(MemoryNetwork::pause);

@@ -22,6 +22,7 @@ use tokio::{
 use super::{Binding, Connection, Dialing, Endpoint, Network};
 use crate::trace::Trace;
 
+mod segments;
 mod state;
 mod stream;
 mod tap;
@@ -33,7 +34,7 @@ use stream::MemoryStream;
 pub use tap::{Tap, TappedDatagram, TappedStream};
 
 /// What happens to traffic from one address to another. Streams feel the latency, the cut and what is said of streams
-/// only: TCP hides the rest.
+/// or their segments only: TCP hides the rest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Link {
     /// Time on the way, chosen evenly for each datagram and each chunk of a stream. If the end is not above
@@ -41,6 +42,9 @@ pub struct Link {
     pub latency: Range<Duration>,
     /// How probable it is that a datagram is lost, 0 to 1. None by default.
     pub loss: f64,
+    /// How probable it is that a segment of a stream is lost, 0 to 1; dials and acknowledgments are segments too. It
+    /// is sent again later, as TCP would, and all that comes after it in its stream waits for it. None by default.
+    pub segment_loss: f64,
     /// How probable it is that a datagram arrives twice, 0 to 1. None by default.
     pub duplicate: f64,
     /// How probable it is that a datagram is held up by up to `reorder_by`, 0 to 1. None by default.
@@ -74,6 +78,7 @@ impl Default for Link {
         Self {
             latency: Duration::from_millis(1)..Duration::from_millis(2),
             loss: 0.0,
+            segment_loss: 0.0,
             duplicate: 0.0,
             reorder: 0.0,
             reorder_by: Duration::from_millis(10),
@@ -87,6 +92,14 @@ impl Default for Link {
             reset: 0.0,
             cut: false,
         }
+    }
+}
+
+impl Link {
+    /// A link that loses so large a share of all packets, be they datagrams or segments of streams.
+    #[must_use]
+    pub fn lossy(share: f64) -> Self {
+        Self { loss: share, segment_loss: share, ..Self::default() }
     }
 }
 
@@ -133,6 +146,8 @@ pub struct Stats {
     pub refused: u64,
     /// Pieces written to streams.
     pub chunks: u64,
+    /// How often a sender of segments, or a dialler, has waited in vain for what it then sent again.
+    pub timeouts: u64,
 }
 
 /// A network in memory. Clones are the same network.
@@ -211,6 +226,29 @@ impl MemoryNetwork {
         });
     }
 
+    /// Sets the link from an address to all others, where a pair has no link of its own; `None` takes it away.
+    pub fn set_outward(&self, from: SocketAddr, link: Option<Link>) {
+        self.with(|state| {
+            match link {
+                Some(link) => drop(state.outward.insert(from, link)),
+                None => drop(state.outward.remove(&from)),
+            }
+            state.release();
+        });
+    }
+
+    /// Sets the link from all others to an address, where neither the pair nor the sender has one of its own; `None`
+    /// takes it away.
+    pub fn set_inward(&self, to: SocketAddr, link: Option<Link>) {
+        self.with(|state| {
+            match link {
+                Some(link) => drop(state.inward.insert(to, link)),
+                None => drop(state.inward.remove(&to)),
+            }
+            state.release();
+        });
+    }
+
     /// Cuts one direction. What is on the way as a datagram still arrives.
     pub fn cut(&self, from: SocketAddr, to: SocketAddr) {
         self.with(|state| state.cuts.insert((from, to), true));
@@ -220,6 +258,19 @@ impl MemoryNetwork {
     pub fn mend(&self, from: SocketAddr, to: SocketAddr) {
         self.with(|state| {
             state.cuts.insert((from, to), false);
+            state.release();
+        });
+    }
+
+    /// Cuts a host off from all others, whatever their links say.
+    pub fn unplug(&self, addr: SocketAddr) {
+        self.with(|state| state.unplugged.insert(addr));
+    }
+
+    /// Ends that.
+    pub fn plug_in(&self, addr: SocketAddr) {
+        self.with(|state| {
+            state.unplugged.remove(&addr);
             state.release();
         });
     }
@@ -240,8 +291,10 @@ impl MemoryNetwork {
     pub fn heal(&self) {
         self.with(|state| {
             state.cuts.clear();
+            state.unplugged.clear();
             state.default.cut = false;
-            state.links.values_mut().for_each(|link| link.cut = false);
+            let links = state.links.values_mut().chain(state.outward.values_mut());
+            links.chain(state.inward.values_mut()).for_each(|link| link.cut = false);
             state.release();
         });
     }

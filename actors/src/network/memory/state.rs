@@ -41,8 +41,13 @@ pub(super) struct State {
     pub(super) stats: Stats,
     pub(super) default: Link,
     pub(super) links: BTreeMap<Pair, Link>,
+    /// Links from an address, and to one, where a pair has none of its own.
+    pub(super) outward: BTreeMap<SocketAddr, Link>,
+    pub(super) inward: BTreeMap<SocketAddr, Link>,
     /// Cuts and mends that go before what the links say.
     pub(super) cuts: BTreeMap<Pair, bool>,
+    /// Hosts whose cable is out, whatever their links say.
+    pub(super) unplugged: BTreeSet<SocketAddr>,
     pub(super) paused: BTreeSet<SocketAddr>,
     /// Hosts that cannot send.
     pub(super) failing: BTreeMap<SocketAddr, io::ErrorKind>,
@@ -87,10 +92,11 @@ pub(super) enum Delivery {
         from: SocketAddr,
         to: SocketAddr,
     },
-    /// The next item that comes to one side of a stream.
+    /// The next item that comes to one side of a stream, or, `again`, what is under way there after a loss.
     Item {
         stream: u64,
         side: usize,
+        again: bool,
     },
     /// The question of a dial, and its answer.
     Syn(Dial),
@@ -107,7 +113,10 @@ impl State {
             stats: Stats::default(),
             default: Link::default(),
             links: BTreeMap::new(),
+            outward: BTreeMap::new(),
+            inward: BTreeMap::new(),
             cuts: BTreeMap::new(),
+            unplugged: BTreeSet::new(),
             paused: BTreeSet::new(),
             failing: BTreeMap::new(),
             bad: BTreeSet::new(),
@@ -130,11 +139,20 @@ impl State {
     }
 
     pub(super) fn link(&self, pair: Pair) -> &Link {
-        self.links.get(&pair).unwrap_or(&self.default)
+        let of_host = || self.outward.get(&pair.0).or_else(|| self.inward.get(&pair.1));
+        self.links.get(&pair).or_else(of_host).unwrap_or(&self.default)
+    }
+
+    /// A time that something takes on the way.
+    pub(super) fn latency(&mut self, pair: Pair) -> Duration {
+        let latency = self.link(pair).latency.clone();
+        self.between(latency)
     }
 
     fn is_cut(&self, pair: Pair) -> bool {
-        self.cuts.get(&pair).copied().unwrap_or_else(|| self.link(pair).cut)
+        self.unplugged.contains(&pair.0)
+            || self.unplugged.contains(&pair.1)
+            || self.cuts.get(&pair).copied().unwrap_or_else(|| self.link(pair).cut)
     }
 
     pub(super) fn chance(&mut self, probability: f64) -> bool {
@@ -152,8 +170,7 @@ impl State {
     }
 
     pub(super) fn schedule(&mut self, pair: Pair, extra: Duration, delivery: Delivery) {
-        let latency = self.link(pair).latency.clone();
-        let due = Instant::now() + self.between(latency) + extra;
+        let due = Instant::now() + self.latency(pair) + extra;
         self.schedule.insert((due, self.sequence), delivery);
         self.sequence += 1;
         self.earlier |= self.armed.is_none_or(|armed| due < armed);
@@ -183,7 +200,7 @@ impl State {
             Delivery::Datagram { from, to, .. } => (*from, *to),
             Delivery::Syn(dial) => (dial.from, dial.to),
             Delivery::SynAck(dial, _) => (dial.to, dial.from),
-            Delivery::Item { stream, side } => match self.streams.get(stream) {
+            Delivery::Item { stream, side, .. } => match self.streams.get(stream) {
                 Some(sides) => (sides[1 - side].bound, sides[*side].bound),
                 None => return,
             },
@@ -191,7 +208,7 @@ impl State {
         let waits = match &delivery {
             // Its fate was decided when it was sent.
             Delivery::Datagram { .. } => false,
-            Delivery::Item { stream, side } => {
+            Delivery::Item { stream, side, .. } => {
                 self.is_cut(pair) || self.link(pair).mute && self.is_open(*stream, *side)
             }
             // A stopped host neither asks nor hears the answer; its kernel answers for it.
@@ -203,9 +220,10 @@ impl State {
             self.hold(pair, delivery);
             return;
         }
+        let Some(delivery) = self.shake_hands(pair, delivery) else { return };
         match delivery {
             Delivery::Datagram { payload, from, to } => self.arrive_datagram(payload, from, to),
-            Delivery::Item { stream, side } => self.arrive_item(stream, side),
+            Delivery::Item { stream, side, again } => self.transmit(stream, side, again),
             Delivery::Syn(dial) => self.arrive_syn(dial),
             Delivery::SynAck(dial, outcome) => self.arrive_syn_ack(dial, outcome),
         }

@@ -18,7 +18,8 @@ use tokio::{
 
 use super::{
     MemoryNetwork,
-    state::{Delivery, State},
+    segments::Flow,
+    state::{Delivery, Pair, State},
 };
 
 /// Bytes of one direction of a stream that are written and not yet read.
@@ -96,6 +97,7 @@ pub(super) struct Side {
     owner: Option<u64>,
     /// On the way to here. It arrives in this order, whatever the latencies.
     coming: VecDeque<Item>,
+    flow: Flow,
     /// Arrived and not yet read.
     inbox: VecDeque<Bytes>,
     /// Bytes in `coming` and `inbox`.
@@ -123,6 +125,8 @@ pub(super) struct Dial {
     pub(super) from: SocketAddr,
     pub(super) to: SocketAddr,
     pub(super) answer: Answer,
+    /// How often the question was sent again, or the answer.
+    pub(super) tries: u32,
 }
 
 impl Side {
@@ -131,6 +135,7 @@ impl Side {
             bound,
             owner,
             coming: VecDeque::new(),
+            flow: Flow::default(),
             inbox: VecDeque::new(),
             unread: 0,
             ended: false,
@@ -151,7 +156,7 @@ impl State {
             self.answers.push((answer, Err((*error).into())));
             return;
         }
-        self.schedule((from, to), Duration::ZERO, Delivery::Syn(Dial { owner, from, to, answer }));
+        self.schedule((from, to), Duration::ZERO, Delivery::Syn(Dial { owner, from, to, answer, tries: 0 }));
     }
 
     pub(super) fn arrive_syn(&mut self, dial: Dial) {
@@ -166,7 +171,7 @@ impl State {
     }
 
     pub(super) fn arrive_syn_ack(&mut self, dial: Dial, outcome: Result<(), io::ErrorKind>) {
-        let Dial { owner, from, to, answer } = dial;
+        let Dial { owner, from, to, answer, .. } = dial;
         let fallen = self.endpoints.get(&from).is_none_or(|bound| bound.id != owner);
         let outcome = if fallen { Err(io::ErrorKind::ConnectionAborted) } else { outcome };
         if let Err(error) = outcome {
@@ -202,13 +207,27 @@ impl State {
         let Some(sides) = self.streams.get_mut(&stream) else { return };
         let pair = (sides[1 - side].bound, sides[side].bound);
         sides[side].coming.push_back(item);
-        self.schedule(pair, Duration::ZERO, Delivery::Item { stream, side });
+        self.schedule(pair, Duration::ZERO, Delivery::Item { stream, side, again: false });
     }
 
     /// Whether what comes next to one side of a stream is something that was written to it.
     pub(super) fn is_open(&self, stream: u64, side: usize) -> bool {
         let next = self.streams.get(&stream).and_then(|sides| sides[side].coming.front());
         !matches!(next, Some(Item::Open(_)))
+    }
+
+    /// The direction that leads to one side of a stream, and what of it is under way.
+    pub(super) fn flow(&mut self, stream: u64, side: usize) -> Option<(Pair, &mut Flow)> {
+        let sides = self.streams.get_mut(&stream)?;
+        Some(((sides[1 - side].bound, sides[side].bound), &mut sides[side].flow))
+    }
+
+    /// Bytes of what comes next to one side of a stream.
+    pub(super) fn next_piece(&self, stream: u64, side: usize) -> usize {
+        match self.streams.get(&stream).and_then(|sides| sides[side].coming.front()) {
+            Some(Item::Data(data)) => data.len(),
+            _ => 0,
+        }
     }
 
     pub(super) fn arrive_item(&mut self, stream: u64, side: usize) {

@@ -1061,3 +1061,143 @@ fn a_host_that_fails_to_send_says_so_and_hears_all_the_same() {
         assert_eq!(network.stats().unsent, 1);
     });
 }
+
+/// How long dials take, in milliseconds, from the shortest to the longest; none if they fail.
+async fn dials(there: f64, back: f64, count: u64) -> Vec<Option<u128>> {
+    let mut times = Vec::new();
+    for seed in 0..count {
+        let network = MemoryNetwork::new(seed);
+        let (a, b) = pair(&network, 1).await;
+        network.set_link(host(1), host(2), Link { segment_loss: there, ..steady(1) });
+        network.set_link(host(2), host(1), Link { segment_loss: back, ..steady(1) });
+        let begin = Instant::now();
+        match a.dial(b.local_addr()).await {
+            Ok(_) => times.push(Some(begin.elapsed().as_millis())),
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+                times.push(None);
+            }
+        }
+    }
+    times.sort_unstable_by_key(|time| time.unwrap_or(u128::MAX));
+    times
+}
+
+#[test]
+fn a_dial_is_sent_again_after_one_two_and_four_seconds_whichever_way_its_segments_are_lost() {
+    simulate(async {
+        let times = dials(0.1, 0.1, 200).await;
+        let at_once = times.iter().filter(|time| **time == Some(2)).count();
+        assert!((140..=180).contains(&at_once), "{at_once} of 200, where 0.9 * 0.9 are expected");
+        assert!(times.iter().all(|time| time.is_some_and(|time| (time - 2) / 1000 < 15)), "{times:?}");
+
+        for (there, back) in [(0.8, 0.0), (0.0, 0.8)] {
+            let times = dials(there, back, 200).await;
+            let median = times[100].expect("half of them succeed");
+            assert!((3_000..16_000).contains(&median), "{median} ms");
+            let failed = times.iter().filter(|time| time.is_none()).count();
+            assert!((20..=65).contains(&failed), "{failed} of 200, where 0.8 ^ 7 are expected");
+        }
+        assert!(dials(1.0, 0.0, 3).await.iter().all(Option::is_none));
+    });
+}
+
+/// Writes `count` pieces of `size` bytes over a stream whose segments are lost on both ways, each as soon as the one
+/// before it has arrived; says how long all of them took. What arrives is what was written.
+async fn carry(there: f64, back: f64, count: u8, size: usize) -> Duration {
+    let network = MemoryNetwork::new(1);
+    let (a, b) = pair(&network, 1).await;
+    let (mut one, mut other) = connect(&a, &b).await;
+    network.set_link(host(1), host(2), Link { segment_loss: there, ..steady(1) });
+    network.set_link(host(2), host(1), Link { segment_loss: back, ..steady(1) });
+    let begin = Instant::now();
+    for i in 0..count {
+        one.write_all(&vec![i; size]).await.unwrap();
+        let mut read = vec![0; size];
+        other.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, vec![i; size]);
+    }
+    begin.elapsed()
+}
+
+#[test]
+fn a_stream_whose_segments_are_lost_is_late_and_whole() {
+    simulate(async {
+        assert_eq!(carry(0.0, 0.0, 100, 1000).await, ms(100));
+        let little = carry(0.1, 0.1, 100, 1000).await;
+        assert!((ms(1_000)..ms(6_000)).contains(&little), "{little:?}: one in ten waits for 200 ms, or more");
+        let much = carry(0.8, 0.0, 100, 1000).await;
+        assert!(much > ms(60_000), "{much:?}");
+        // Many segments tell of those that are missing.
+        let long = carry(0.1, 0.1, 1, 60_000).await;
+        assert!(long > ms(10) && long < ms(2_000), "{long:?}");
+    });
+}
+
+#[test]
+fn acknowledgments_that_are_lost_hold_up_what_comes_after_a_window() {
+    simulate(async {
+        assert_eq!(carry(0.0, 1.0, 10, 1000).await, ms(10));
+        let network = MemoryNetwork::new(1);
+        let (a, b) = pair(&network, 1).await;
+        let (mut one, mut other) = connect(&a, &b).await;
+        network.set_link(host(2), host(1), Link { segment_loss: 1.0, ..steady(1) });
+        let mut buf = [0; 1];
+        for _ in 0..10 {
+            one.write_all(b"x").await.unwrap();
+            other.read_exact(&mut buf).await.unwrap();
+        }
+        one.write_all(b"y").await.unwrap();
+        assert!(timeout(ms(10_000), other.read_exact(&mut buf)).await.is_err());
+        network.set_link(host(2), host(1), steady(1));
+        timeout(ms(13_000), other.read_exact(&mut buf)).await.unwrap().unwrap();
+        assert_eq!(&buf, b"y");
+    });
+}
+
+#[test]
+fn pieces_behind_one_that_is_lost_wait_for_it_and_keep_their_order() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let (a, b) = pair(&network, 1).await;
+        let (mut one, mut other) = connect(&a, &b).await;
+        network.set_link(host(1), host(2), Link { segment_loss: 1.0, ..steady(1) });
+        one.write_all(b"first").await.unwrap();
+        tokio::time::sleep(ms(5)).await;
+        network.set_link(host(1), host(2), steady(1));
+        one.write_all(b", then the second").await.unwrap();
+        one.shutdown().await.unwrap();
+        let begin = Instant::now();
+        assert_eq!(read_all(&mut other).await, b"first, then the second");
+        assert_eq!((begin.elapsed(), network.stats().timeouts), (ms(198), 1));
+    });
+}
+
+#[test]
+fn a_link_of_a_pair_goes_before_one_of_the_sender_and_that_before_one_of_the_receiver() {
+    simulate(async {
+        let network = MemoryNetwork::new(1);
+        let (a, b) = pair(&network, 1).await;
+        let c = bind(&network, host(3)).await;
+        let takes = async |from: &Arc<dyn Endpoint>, to: &Arc<dyn Endpoint>| {
+            let begin = Instant::now();
+            from.try_send(b"x", to.local_addr()).unwrap();
+            received_within(to, 100).await.map(|_| begin.elapsed().as_millis())
+        };
+        network.set_inward(host(2), Some(steady(5)));
+        assert_eq!(takes(&a, &b).await, Some(5));
+        network.set_outward(host(1), Some(steady(7)));
+        assert_eq!((takes(&a, &b).await, takes(&c, &b).await), (Some(7), Some(5)));
+        network.set_link(host(1), host(2), steady(9));
+        assert_eq!((takes(&a, &b).await, takes(&a, &c).await), (Some(9), Some(7)));
+        network.unplug(host(2));
+        assert_eq!((takes(&a, &b).await, takes(&b, &c).await, takes(&a, &c).await), (None, None, Some(7)));
+        network.plug_in(host(2));
+        network.set_outward(host(1), None);
+        network.set_inward(host(2), None);
+        assert_eq!(
+            (takes(&a, &b).await, takes(&a, &c).await, takes(&c, &b).await),
+            (Some(9), Some(1), Some(1))
+        );
+    });
+}
