@@ -4,6 +4,7 @@
 //! Members lie in pages by the hash of their name. A change copies one page of some twelve members and the
 //! list of pages; a lookup hashes the name once; a random member is a random page and a random place in it,
 //! drawn again when nobody is there. The hash is keyed, so that nobody can choose names that share a page.
+//! A page is as long as it has members, and lies in one piece: a node has many, and most lookups find them cold.
 
 use std::{collections::BTreeSet, fmt, hash::Hasher, sync::Arc};
 
@@ -15,12 +16,13 @@ use crate::member::{Member, MemberState, NodeId};
 /// Members per page at which the pages double. Each entry takes 16 bytes.
 const CROWDED: usize = 16;
 
-type Page = Vec<(u32, Arc<Member>)>;
+type Entry = (u32, Arc<Member>);
+type Page = Arc<[Entry]>;
 
 /// The table itself: members by name.
 #[derive(Clone)]
 pub struct Roster {
-    pages: Arc<Vec<Arc<Page>>>,
+    pages: Arc<[Page]>,
     key: u64,
     longest: usize,
     counts: [usize; 4],
@@ -29,7 +31,7 @@ pub struct Roster {
 impl Roster {
     /// Empty; `key` decides which names share a page.
     pub fn new(key: u64) -> Self {
-        Self { pages: Arc::new(vec![Arc::default()]), key, longest: 0, counts: [0; 4] }
+        Self { pages: Arc::new([Page::default()]), key, longest: 0, counts: [0; 4] }
     }
 
     /// Members in any state.
@@ -63,10 +65,11 @@ impl Roster {
         let hash = self.hash(member.name());
         self.counts[member.state as usize] += 1;
         let page = self.page_mut(hash);
-        let old = match page.iter_mut().find(|(h, m)| *h == hash && m.name() == member.name()) {
-            Some((_, place)) => Some(std::mem::replace(place, member)),
+        let place = page.iter().position(|(h, m)| *h == hash && m.name() == member.name());
+        let old = match place {
+            Some(at) => Some(std::mem::replace(&mut Arc::make_mut(page)[at].1, member)),
             None => {
-                page.push((hash, member));
+                *page = page.iter().cloned().chain([(hash, member)]).collect();
                 None
             }
         };
@@ -84,7 +87,10 @@ impl Roster {
     pub fn remove(&mut self, name: &str) -> Option<Arc<Member>> {
         let hash = self.hash(name);
         let at = self.page(hash).iter().position(|(h, m)| *h == hash && m.name() == name)?;
-        let (_, old) = self.page_mut(hash).swap_remove(at);
+        let page = self.page_mut(hash);
+        let mut rest = page.to_vec();
+        let (_, old) = rest.swap_remove(at);
+        *page = rest.into();
         self.counts[old.state as usize] -= 1;
         Some(old)
     }
@@ -140,24 +146,24 @@ impl Roster {
         hasher.finish() as u32
     }
 
-    fn page(&self, hash: u32) -> &Page {
+    fn page(&self, hash: u32) -> &[Entry] {
         &self.pages[hash as usize & (self.pages.len() - 1)]
     }
 
     fn page_mut(&mut self, hash: u32) -> &mut Page {
         let pages = Arc::make_mut(&mut self.pages);
         let at = hash as usize & (pages.len() - 1);
-        Arc::make_mut(&mut pages[at])
+        &mut pages[at]
     }
 
     fn double(&mut self) {
         let count = self.pages.len() * 2;
-        let mut pages: Vec<Page> = vec![Page::new(); count];
+        let mut pages: Vec<Vec<Entry>> = vec![Vec::new(); count];
         for (hash, member) in self.pages.iter().flat_map(|page| page.iter()) {
             pages[*hash as usize & (count - 1)].push((*hash, member.clone()));
         }
         self.longest = pages.iter().map(Vec::len).max().unwrap_or(0);
-        self.pages = Arc::new(pages.into_iter().map(Arc::new).collect());
+        self.pages = pages.into_iter().map(Page::from).collect();
     }
 }
 
@@ -355,10 +361,8 @@ mod tests {
     #[test]
     fn ten_thousand_members_cost_at_most_64_bytes_each_beyond_their_record() {
         let roster = roster(10_000);
-        let entry = size_of::<(u32, Arc<Member>)>();
-        // A page is an Arc with two counts around a vector; 16 bytes an allocation go to the allocator.
-        let pages: usize =
-            roster.pages.iter().map(|page| page.capacity() * entry + 16 + 24 + 2 * 16 + 8).sum();
+        // A page has two counts in front, and the list of pages an address and a length; 16 bytes go to the allocator.
+        let pages: usize = roster.pages.iter().map(|page| size_of_val(&**page) + 16 + 16 + 16).sum();
         assert!(pages / 10_000 <= 64, "{} bytes", pages / 10_000);
     }
 }
