@@ -60,13 +60,15 @@ use tokio::{
     time::Instant,
 };
 
+mod orders;
 mod panic;
 mod shell;
 pub(crate) mod watchdog;
 
 pub(crate) use panic::catch;
 
-use shell::{Order, Report, Shell};
+use orders::{Desk, Order};
+use shell::{Report, Shell};
 use watchdog::Pulse;
 
 /// An actor that can be supervised.
@@ -143,7 +145,7 @@ impl std::fmt::Debug for Supervisor {
 }
 
 enum Command {
-    Add { number: usize, name: &'static str, orders: mpsc::UnboundedSender<Order> },
+    Add { number: usize, name: &'static str, orders: Desk },
     Stop,
 }
 
@@ -164,7 +166,7 @@ impl Supervisor {
         let (commands, command_queue) = mpsc::unbounded_channel();
         let (reports, report_queue) = mpsc::unbounded_channel();
         let (end, ended) = watch::channel(None);
-        let keeper = Keeper {
+        let mut keeper = Keeper {
             ladder: Ladder::new(policy),
             children: Vec::new(),
             observer: Box::new(observer),
@@ -174,6 +176,7 @@ impl Supervisor {
         spawn(async move {
             let mut last_word = LastWord(Some(end));
             let outcome = CatchPanic(Box::pin(keeper.run())).await.unwrap_or_else(Ended::Panicked);
+            drop(keeper);
             last_word.say(outcome);
         });
         Self { commands, reports, ended, pulse, children: Arc::default() }
@@ -190,20 +193,13 @@ impl Supervisor {
     ) -> Addr<A> {
         let number = self.children.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = channel::channel(capacity);
-        let (orders, order_queue) = mpsc::unbounded_channel();
+        let (desk, orders) = Desk::new();
         let addr = Addr::new(sender);
         let reports = self.reports.clone();
-        let shell = Shell::new(
-            (number, name),
-            receiver,
-            addr.clone(),
-            factory,
-            order_queue,
-            reports,
-            self.pulse.clone(),
-        );
+        let shell =
+            Shell::new((number, name), receiver, addr.clone(), factory, orders, reports, self.pulse.clone());
         // Commands are handled before reports, so the child is known before its first panic.
-        let _ = self.commands.send(Command::Add { number, name, orders });
+        let _ = self.commands.send(Command::Add { number, name, orders: desk });
         spawn(shell.run());
         addr
     }
@@ -254,7 +250,7 @@ impl Drop for LastWord {
 struct Slot {
     number: usize,
     name: &'static str,
-    orders: mpsc::UnboundedSender<Order>,
+    orders: Desk,
     record: Record,
     panics: u32,
     /// When it runs again, while it is paused.
@@ -272,7 +268,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self) -> Ended {
+    async fn run(&mut self) -> Ended {
         loop {
             let resume = self.next_resume();
             tokio::select! {
@@ -295,7 +291,7 @@ impl Keeper {
         }
     }
 
-    fn add(&mut self, number: usize, name: &'static str, orders: mpsc::UnboundedSender<Order>) {
+    fn add(&mut self, number: usize, name: &'static str, orders: Desk) {
         self.children.push(Slot {
             number,
             name,
@@ -333,7 +329,7 @@ impl Keeper {
                         let event = Event::Restarted { actor: name, panic, nth: slot.panics };
                         for slot in &mut self.children {
                             slot.resumes = None;
-                            let _ = slot.orders.send(Order::Restart);
+                            slot.orders.give(Order::Restart);
                         }
                         (self.observer)(event);
                         (self.observer)(Event::AllRestarted);
@@ -351,7 +347,7 @@ impl Keeper {
     fn restart(&mut self, number: usize, panic: String) {
         let Some(slot) = self.slot(number) else { return };
         slot.resumes = None;
-        let _ = slot.orders.send(Order::Restart);
+        slot.orders.give(Order::Restart);
         let event = Event::Restarted { actor: slot.name, panic, nth: slot.panics };
         (self.observer)(event);
     }
@@ -374,7 +370,7 @@ impl Keeper {
     /// One after the other, so that each one's last messages still find the ones that were there before it.
     async fn stop_all(&mut self) {
         for at in (0..self.children.len()).rev() {
-            let _ = self.children[at].orders.send(Order::Stop);
+            self.children[at].orders.give(Order::Stop);
             while self.children[at].running {
                 match self.reports.recv().await {
                     Some(Report::Ended { number } | Report::Vanished { number, .. }) => {
@@ -385,7 +381,7 @@ impl Keeper {
                     // Whoever panics while everything stops has stopped.
                     Some(Report::Panicked { number, .. }) => {
                         if let Some(slot) = self.slot(number) {
-                            let _ = slot.orders.send(Order::Stop);
+                            slot.orders.give(Order::Stop);
                         }
                     }
                     Some(Report::TaskPanicked { .. }) => {}

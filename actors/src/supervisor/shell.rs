@@ -17,15 +17,12 @@ use actix::{
 };
 use tokio::sync::mpsc;
 
-use super::{Child, panic, watchdog::Pulse};
-
-/// What the supervisor tells a shell.
-pub(super) enum Order {
-    /// Put a fresh instance in.
-    Restart,
-    /// Stop the child.
-    Stop,
-}
+use super::{
+    Child,
+    orders::{self, Order},
+    panic,
+    watchdog::Pulse,
+};
 
 /// What the supervisor is told.
 pub(super) enum Report {
@@ -44,7 +41,7 @@ pub(super) struct Shell<A: Child, F> {
     factory: Rc<RefCell<F>>,
     /// Without an address left a context refuses to restart.
     _addr: Addr<A>,
-    orders: mpsc::UnboundedReceiver<Order>,
+    orders: orders::Inbox,
     pulse: Option<Arc<Pulse>>,
     post: Post,
 }
@@ -66,7 +63,7 @@ impl Drop for Post {
 }
 
 enum Heard {
-    Order(Option<Order>),
+    Order(Order),
     Panic(String),
     End,
 }
@@ -77,7 +74,7 @@ impl<A: Child, F: FnMut() -> A + 'static> Shell<A, F> {
         receiver: AddressReceiver<A>,
         addr: Addr<A>,
         mut factory: F,
-        orders: mpsc::UnboundedReceiver<Order>,
+        orders: orders::Inbox,
         reports: mpsc::UnboundedSender<Report>,
         pulse: Option<Arc<Pulse>>,
     ) -> Self {
@@ -88,34 +85,36 @@ impl<A: Child, F: FnMut() -> A + 'static> Shell<A, F> {
         Self { context, factory: Rc::new(RefCell::new(factory)), _addr: addr, orders, pulse, post }
     }
 
-    pub(super) async fn run(mut self) {
-        let mut down = false;
-        loop {
-            let heard = poll_fn(|cx| self.poll(down, cx)).await;
-            match heard {
-                Heard::Order(Some(Order::Restart)) => {
-                    self.restart();
-                    down = false;
-                }
-                // Without a supervisor nobody is to run.
-                Heard::Order(Some(Order::Stop) | None) => {
-                    self.stop().await;
-                    return;
-                }
-                Heard::Panic(panic) => {
-                    down = true;
-                    let _ = self.post.reports.send(Report::Panicked { number: self.post.number, panic });
-                }
-                Heard::End => {
-                    self.end();
-                    return;
+    /// A block and no `async fn`: of that, the future would have room for the shell twice.
+    pub(super) fn run(mut self) -> impl Future<Output = ()> {
+        async move {
+            let mut down = false;
+            loop {
+                let heard = poll_fn(|cx| self.poll(down, cx)).await;
+                match heard {
+                    Heard::Order(Order::Restart) => {
+                        self.restart();
+                        down = false;
+                    }
+                    Heard::Order(Order::Stop) => {
+                        self.stop().await;
+                        return;
+                    }
+                    Heard::Panic(panic) => {
+                        down = true;
+                        let _ = self.post.reports.send(Report::Panicked { number: self.post.number, panic });
+                    }
+                    Heard::End => {
+                        self.end();
+                        return;
+                    }
                 }
             }
         }
     }
 
     fn poll(&mut self, down: bool, cx: &mut task::Context<'_>) -> Poll<Heard> {
-        if let Poll::Ready(order) = self.orders.poll_recv(cx) {
+        if let Poll::Ready(order) = self.orders.poll(cx.waker()) {
             return Poll::Ready(Heard::Order(order));
         }
         // A child that is down keeps its mailbox, and is not polled.
@@ -157,8 +156,8 @@ impl<A: Child, F: FnMut() -> A + 'static> Shell<A, F> {
             Ok(Poll::Pending) => Poll::Pending,
             _ => Poll::Ready(()),
         });
-        // Hooks of a user's actor may wait; not for ever.
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), stopped).await;
+        // Hooks of a user's actor may wait; not for ever. Apart, since until then nobody needs the room.
+        let _ = Box::pin(tokio::time::timeout(std::time::Duration::from_secs(1), stopped)).await;
         self.context.ctx().terminate();
         self.end();
     }
