@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -32,16 +32,22 @@ impl Pulse {
 
     pub(super) fn enter(&self, actor: &'static str) {
         *self.actor.lock().unwrap_or_else(PoisonError::into_inner) = actor;
-        self.beats.fetch_add(1, Ordering::Release);
+        self.beat();
     }
 
     pub(super) fn leave(&self) {
-        self.beats.fetch_add(1, Ordering::Release);
+        self.beat();
+    }
+
+    /// Only the thread of these actors does that.
+    fn beat(&self) {
+        self.beats.store(self.beats.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     }
 }
 
 struct Watched {
-    pulse: Weak<Pulse>,
+    /// The last one to hold it lets it go.
+    pulse: Arc<Pulse>,
     beats: u64,
     since: Instant,
     reported: bool,
@@ -54,7 +60,7 @@ static WATCHED: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
 
 fn watch(pulse: &Arc<Pulse>) {
     static START: std::sync::Once = std::sync::Once::new();
-    let watched = Watched { pulse: Arc::downgrade(pulse), beats: 0, since: Instant::now(), reported: false };
+    let watched = Watched { pulse: pulse.clone(), beats: 0, since: Instant::now(), reported: false };
     WATCHED.lock().unwrap_or_else(PoisonError::into_inner).push(watched);
     START.call_once(|| {
         let started = thread::Builder::new().name("memberlist-watchdog".into()).spawn(|| {
@@ -72,13 +78,17 @@ fn watch(pulse: &Arc<Pulse>) {
 fn look(now: Instant) {
     let mut stalled = Vec::new();
     WATCHED.lock().unwrap_or_else(PoisonError::into_inner).retain_mut(|watched| {
-        let Some(pulse) = watched.pulse.upgrade() else { return false };
+        let pulse = &watched.pulse;
+        // To look writes nothing that the actors' thread would have to fetch back.
+        if Arc::strong_count(pulse) == 1 {
+            return false;
+        }
         let beats = pulse.beats.load(Ordering::Acquire);
         if beats != watched.beats || beats % 2 == 0 {
             (watched.beats, watched.since, watched.reported) = (beats, now, false);
         } else if !watched.reported && now - watched.since >= pulse.limit {
             watched.reported = true;
-            stalled.push((pulse, now - watched.since));
+            stalled.push((pulse.clone(), now - watched.since));
         }
         true
     });
