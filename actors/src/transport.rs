@@ -558,13 +558,21 @@ impl Transport {
             }
             kept.open.crowded.set(!kept.open.has_room(Use::Served, kept.accepted.len()));
             ring.counters.streams_open.store(kept.open.all() as u64, Relaxed);
-            *kept.open.waker.borrow_mut() = Some(cx.waker().clone());
-            kept.backlog.waker = Some(cx.waker().clone());
+            keep(&mut kept.open.waker.borrow_mut(), cx.waker());
+            keep(&mut kept.backlog.waker, cx.waker());
             let backlog = kept.backlog.is_ready(&ring);
             let open = kept.outgoing.is_open(&*endpoint, cx);
             let casts = open && (kept.outgoing.holds() || ring.casts.is_ready(now(), cx.waker()));
             readable || backlog || casts || (!kept.accepted.is_empty() && kept.open.has_room(Use::Served, 0))
         })
+    }
+}
+
+/// Keeps a waker, which mostly is there already.
+fn keep(place: &mut Option<Waker>, waker: &Waker) {
+    match place {
+        Some(known) => known.clone_from(waker),
+        none => *none = Some(waker.clone()),
     }
 }
 
