@@ -11,7 +11,10 @@ use std::{collections::BTreeSet, fmt, hash::Hasher, sync::Arc};
 use rand::{Rng, RngExt, seq::SliceRandom};
 use siphasher::sip::SipHasher13;
 
-use crate::member::{Member, MemberState, NodeId};
+use crate::{
+    member::{Member, MemberState, NodeId},
+    wire::message::Alive,
+};
 
 /// Members per page at which the pages double. Each entry takes 16 bytes.
 const CROWDED: usize = 16;
@@ -248,6 +251,20 @@ impl View {
     /// Those who are on probation.
     pub fn on_probation(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
         self.watched.iter()
+    }
+
+    /// Whether news says nothing that is not known of a member that is alive: an echo, of which gossip brings many.
+    /// It changes nothing, and [`Members::alive`](crate::members::Members::alive) finds it
+    /// [stale](crate::members::Ignored::Stale).
+    pub fn is_echo(&self, news: &Alive) -> bool {
+        self.get(news.id.name()).is_some_and(|record| {
+            record.state == MemberState::Alive
+                && record.id == news.id
+                && record.incarnation >= news.incarnation
+                && record.addr == news.addr
+                && record.versions == news.versions
+                && record.id != self.local.id
+        })
     }
 
     /// The table.

@@ -445,6 +445,11 @@ impl Transport {
                 ring.command(detector, ToDetector::Nack(nack));
             }
             Message::Nack(_) => return Err(Unheard::UnknownSequence),
+            // While many join, nearly all is an echo: it would fill the inbox, and push out what is not.
+            Message::Alive(m) if ring.view.borrow().is_echo(&m) => {
+                ring.hooks.meets("alive", || "alive");
+                ring.counters.drop(Ignored::Stale);
+            }
             Message::Alive(m) => ring.news(&ring.state, ToState::Alive(m)),
             Message::Suspect(m) if self.is_about_self(&m.id) => {
                 self.accused(m.incarnation, ToState::Suspect(m));

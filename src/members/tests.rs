@@ -1144,3 +1144,36 @@ fn who_hears_nobody_judges_for_itself_alone() {
     let decision = bench.table.on_time(bench.now, &mut bench.rng).unwrap();
     assert!(bench.table.apply(decision, bench.now).broadcast.is_some());
 }
+
+#[test]
+fn an_echo_of_what_is_known_is_found_stale_by_the_rules_too() {
+    type Turn = fn(&mut Bench);
+    let turns: [Turn; 4] = [
+        |_| {},
+        |bench| drop(bench.suspect("x", RUN, 5, "other1").unwrap()),
+        |bench| drop(bench.dead("x", RUN, 5, "other1").unwrap()),
+        |bench| drop(bench.dead("x", RUN, 5, "x").unwrap()),
+    ];
+    let mut echoes = 0;
+    for (turn, name, run) in turns.iter().flat_map(|turn| {
+        [("x", RUN), ("x", RUN + 1), ("stranger", RUN), ("self", SELF_RUN)].map(|(n, r)| (turn, n, r))
+    }) {
+        for (incarnation, host, newer) in [0, 1, 4, 5, 6]
+            .into_iter()
+            .flat_map(|i| [1, 2, 3].map(|h| (i, h)))
+            .flat_map(|(i, h)| [(i, h, false), (i, h, true)])
+        {
+            let mut bench = Bench::with_x();
+            turn(&mut bench);
+            let mut news = alive(name, run, incarnation, host);
+            if newer {
+                news.versions.delegate = VersionRange { min: 3, max: 4, current: 3 };
+            }
+            if bench.table.view().is_echo(&news) {
+                echoes += 1;
+                assert_eq!(bench.alive(news.clone()).err(), Some(Ignored::Stale), "{news:?}");
+            }
+        }
+    }
+    assert_eq!(echoes, 4, "of the member that is alive, in the four incarnations up to its own");
+}
