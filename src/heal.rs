@@ -68,16 +68,30 @@ impl Seeds {
         self.0.iter().copied()
     }
 
-    /// Those where nobody is present, and from where nobody has left: whoever leaves comes back by itself.
-    fn missing(&self, view: &View) -> Vec<SocketAddr> {
+    /// Those where nobody is present, and from where nobody has left: whoever leaves comes back by itself. `there` are
+    /// those who were found at the others, and who mostly still are: so the table need not be searched.
+    fn missing(&self, view: &View, there: &mut Vec<Arc<str>>) -> Vec<SocketAddr> {
         let mut missing: Vec<_> = self.iter().filter(|addr| view.local().addr != *addr).collect();
-        if !missing.is_empty() {
-            for member in view.all().filter(|member| member.state != MemberState::Dead) {
-                missing.retain(|addr| *addr != member.addr);
+        there.retain(|name| view.get(name).is_some_and(|member| found(&mut missing, member)));
+        let mut all = view.all();
+        while !missing.is_empty()
+            && let Some(member) = all.next()
+        {
+            if found(&mut missing, member) {
+                there.push(member.id.shared_name().clone());
             }
         }
         missing
     }
+}
+
+/// Takes the addresses out at which that member is, or has left; whether there is any.
+fn found(missing: &mut Vec<SocketAddr>, member: &Member) -> bool {
+    let before = missing.len();
+    if member.state != MemberState::Dead {
+        missing.retain(|addr| *addr != member.addr);
+    }
+    missing.len() < before
 }
 
 /// Somebody who is looked for.
@@ -135,6 +149,8 @@ pub struct Heal {
     latest: Vec<Arc<str>>,
     /// All who were dead when it was filled, the next one last.
     rest: Vec<Arc<str>>,
+    /// Who was found at seeds.
+    at_seeds: Vec<Arc<str>>,
 }
 
 impl Heal {
@@ -142,7 +158,14 @@ impl Heal {
     pub fn new(config: &Config, now: Instant, rng: &mut impl Rng) -> Self {
         let interval = config.heal_interval;
         let attempts = rng.random_range(0..EVERY);
-        let mut heal = Self { interval, next: None, attempts, latest: Vec::new(), rest: Vec::new() };
+        let mut heal = Self {
+            interval,
+            next: None,
+            attempts,
+            latest: Vec::new(),
+            rest: Vec::new(),
+            at_seeds: Vec::new(),
+        };
         heal.schedule(now, rng);
         heal
     }
@@ -185,7 +208,7 @@ impl Heal {
         }
         // Who is on probation has been found.
         let dead = view.count(MemberState::Dead) - view.on_probation().len();
-        let seeds = seeds().missing(view);
+        let seeds = seeds().missing(view, &mut self.at_seeds);
         let missing = dead + seeds.len();
         let present = view.alive_count().max(1);
         if missing == 0 || rng.random_range(0..present) >= SEARCHERS.saturating_mul(missing) {

@@ -3,10 +3,7 @@ use std::collections::BTreeSet;
 use rand::{SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use super::*;
-use crate::{
-    member::{Member, NodeId},
-    view::Roster,
-};
+use crate::{member::NodeId, view::Roster};
 
 const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -55,6 +52,25 @@ impl Search {
     fn attempts(&mut self, n: usize, view: &View, seeds: &Seeds) -> Vec<Attempt> {
         (0..n).filter_map(|_| self.next(view, seeds)).collect()
     }
+}
+
+#[test]
+fn who_was_found_at_a_seed_is_asked_first_and_nobody_is_missed_for_it() {
+    use rand::RngExt;
+    let (mut rng, now) = (Xoshiro256PlusPlus::seed_from_u64(4), Instant::now());
+    let mut seeds = Seeds::default();
+    [0, 2, 3, 5, 99].into_iter().for_each(|i| seeds.note(addr(i)));
+    let (mut there, mut counts) = (Vec::new(), BTreeSet::new());
+    for _ in 0..500 {
+        let all = [MemberState::Alive, MemberState::Suspect, MemberState::Dead, MemberState::Left];
+        let view = view((0..6).map(|_| all[rng.random_range(0..4)]), now);
+        let is_there = |a: &SocketAddr| view.all().any(|m| m.addr == *a && m.state != MemberState::Dead);
+        let expected: Vec<_> = seeds.iter().filter(|a| *a != addr(0) && !is_there(a)).collect();
+        assert_eq!(seeds.missing(&view, &mut there), expected);
+        counts.insert(expected.len());
+        assert!(there.len() <= 3);
+    }
+    assert_eq!(counts, BTreeSet::from([1, 2, 3, 4]));
 }
 
 #[test]
