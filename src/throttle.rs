@@ -16,22 +16,24 @@ struct Slot {
 #[derive(Clone, Debug)]
 pub struct Throttle<const N: usize> {
     interval: Duration,
-    slots: [Slot; N],
+    /// Of the kinds that have been said, in their order: most never are.
+    slots: Vec<(usize, Slot)>,
 }
 
 impl<const N: usize> Throttle<N> {
     /// An interval begins with the first thing said after the last one has ended.
     pub fn new(interval: Duration) -> Self {
-        Self { interval, slots: [Slot::default(); N] }
+        Self { interval, slots: Vec::new() }
     }
 
     /// Whether `kind`, of which `most` are allowed in an interval, may be said at `now`: if so, how often it
     /// was left out before and nobody was told. If not, it is left out.
     pub fn say(&mut self, kind: usize, most: u32, now: Instant) -> Option<u64> {
-        let slot = self.slots.get_mut(kind)?;
+        let interval = self.interval;
+        let slot = self.slot(kind)?;
         if slot.until.is_none_or(|until| until <= now) {
             let left_out = slot.left_out;
-            *slot = Slot { until: Some(now + self.interval), said: 1, left_out: 0 };
+            *slot = Slot { until: Some(now + interval), said: 1, left_out: 0 };
             return Some(left_out);
         }
         if slot.said < most {
@@ -44,26 +46,38 @@ impl<const N: usize> Throttle<N> {
 
     /// How often `kind` was left out since it was said or told of.
     pub fn unsaid(&self, kind: usize) -> u64 {
-        self.slots.get(kind).map_or(0, |slot| slot.left_out)
+        self.slots.iter().find(|(of, _)| *of == kind).map_or(0, |(_, slot)| slot.left_out)
+    }
+
+    fn slot(&mut self, kind: usize) -> Option<&mut Slot> {
+        if kind >= N {
+            return None;
+        }
+        let place = self.slots.binary_search_by_key(&kind, |(of, _)| *of);
+        let at = place.unwrap_or_else(|at| {
+            self.slots.insert(at, (kind, Slot::default()));
+            at
+        });
+        Some(&mut self.slots[at].1)
     }
 
     /// When [`Throttle::left_out`] has something to tell.
     pub fn due(&self) -> Option<Instant> {
-        self.slots.iter().filter(|slot| slot.left_out > 0).filter_map(|slot| slot.until).min()
+        self.slots.iter().filter(|(_, slot)| slot.left_out > 0).filter_map(|(_, slot)| slot.until).min()
     }
 
     /// The next kind whose interval is over at `now` and of which some were left out, and how many. To tell it
     /// counts as said: a flood that goes on is told of once in each interval.
     pub fn left_out(&mut self, now: Instant) -> Option<(usize, u64)> {
         let over = |slot: &Slot| slot.left_out > 0 && slot.until.is_none_or(|until| until <= now);
-        let kind = self.slots.iter().position(over)?;
+        let kind = self.slots.iter().find(|(_, slot)| over(slot))?.0;
         Some((kind, self.say(kind, 0, now)?))
     }
 
     /// The next kind of which some were left out, at the end of everything.
     pub fn last_words(&mut self) -> Option<(usize, u64)> {
-        let kind = self.slots.iter().position(|slot| slot.left_out > 0)?;
-        Some((kind, std::mem::take(&mut self.slots[kind].left_out)))
+        let (kind, slot) = self.slots.iter_mut().find(|(_, slot)| slot.left_out > 0)?;
+        Some((*kind, std::mem::take(&mut slot.left_out)))
     }
 }
 
