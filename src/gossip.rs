@@ -9,7 +9,7 @@ use rand::Rng;
 use crate::{
     broadcast::{BroadcastQueue, End, Source, TooLarge},
     config::Config,
-    member::{Member, MemberState},
+    member::{Member, MemberState, NodeId},
     view::View,
     wire::{
         frame::{PART_OVERHEAD, Packer},
@@ -24,7 +24,8 @@ const SHARE: usize = 4;
 /// News and broadcasts that wait, and the packets they go into. `T` is a user's ticket for a broadcast.
 #[derive(Debug)]
 pub struct Gossip<T> {
-    news: BroadcastQueue<Option<T>>,
+    /// By the run that it is about.
+    news: BroadcastQueue<Option<T>, NodeId>,
     users: BroadcastQueue<Option<T>>,
     /// Of news, of what began here, and of what is passed on.
     lines: [Line; 3],
@@ -45,19 +46,19 @@ impl<T> Gossip<T> {
         }
     }
 
-    /// Queues news about the member `about`; older news about it goes. Says how many others had to go.
+    /// Queues news about the member `about`, whatever its run; older news about it goes. Says how many others had to go.
     ///
     /// # Errors
     /// [`TooLarge`].
     pub fn news(&mut self, about: Arc<str>, bytes: Bytes) -> Result<usize, TooLarge> {
-        self.news_with(about, bytes, None)
+        self.news_with(NodeId::new(about, NodeId::ANY_RUN), bytes, None)
     }
 
-    /// The same with a ticket, which comes back when the news has been sent as often as it should.
+    /// The same about one run, with a ticket, which comes back when the news has been sent as often as it should.
     ///
     /// # Errors
     /// [`TooLarge`].
-    pub fn news_with(&mut self, about: Arc<str>, bytes: Bytes, ticket: Option<T>) -> Result<usize, TooLarge> {
+    pub fn news_with(&mut self, about: NodeId, bytes: Bytes, ticket: Option<T>) -> Result<usize, TooLarge> {
         let mut pruned = 0;
         self.news.push(Source::Own, Some(about), bytes, ticket, |_, end| {
             pruned += usize::from(end == End::Pruned)
@@ -79,7 +80,7 @@ impl<T> Gossip<T> {
     ) -> Result<(), TooLarge> {
         if bytes.len() <= self.users.max_len() {
             for name in replaces {
-                self.users.invalidate(name, &mut ended);
+                self.users.invalidate(name.as_str(), &mut ended);
             }
         }
         self.users.push(Source::Own, name, bytes, ticket, ended)
@@ -197,7 +198,7 @@ impl Line {
     }
 
     /// The room to be kept for the first, of `room` bytes.
-    fn due<T>(&mut self, queue: &BroadcastQueue<T>, room: usize) -> usize {
+    fn due<T, K: Ord + Clone>(&mut self, queue: &BroadcastQueue<T, K>, room: usize) -> usize {
         self.first = queue.first(self.source);
         match self.first {
             Some((_, len, _)) if self.stayed + 1 >= SHARE && len + PART_OVERHEAD <= room => {
@@ -208,7 +209,7 @@ impl Line {
     }
 
     /// Notes whether the first has gone. A longer one that takes its place does not set it back.
-    fn note<T>(&mut self, queue: &BroadcastQueue<T>) {
+    fn note<T, K: Ord + Clone>(&mut self, queue: &BroadcastQueue<T, K>) {
         let stays = self.first.is_some() && queue.first(self.source) == self.first;
         self.stayed = if stays { self.stayed + 1 } else { 0 };
     }
@@ -216,7 +217,7 @@ impl Line {
 
 /// Fills the shares from the smallest to the largest, each with what those that go before it leave or owe it.
 fn fill<T>(
-    news: &mut BroadcastQueue<Option<T>>,
+    news: &mut BroadcastQueue<Option<T>, NodeId>,
     users: &mut BroadcastQueue<Option<T>>,
     [told, own, forwarded]: &mut [Line; 3],
     packer: &mut Packer<'_>,
@@ -267,7 +268,6 @@ mod tests {
     use crate::{
         accusation::Evidence,
         keyring::{Key, Sealing},
-        member::NodeId,
         view::Roster,
         wire::{
             WireError, codec,

@@ -29,7 +29,7 @@ const MAX_NEWS_BYTES: usize = 8 << 20;
 
 /// Items for which a lane keeps room when it is empty. In a calm cluster one or two wait; a burst's memory is given
 /// back, for a node has ten lanes.
-const KEPT: usize = 8;
+const KEPT: usize = 4;
 
 /// What lies in an inbox.
 pub(crate) trait Item: 'static {

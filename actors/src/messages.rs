@@ -187,7 +187,7 @@ impl Item for ToDetector {
 /// What BroadcastQueue hears.
 pub(crate) enum ToQueue {
     /// From NodeState: news about a run of a member, to be gossiped; older news about that run goes.
-    News { about: Arc<str>, bytes: Bytes },
+    News { about: NodeId, bytes: Bytes },
     /// From FailureDetector and NodeState: messages to one node, with news behind them.
     /// The run is the one that is meant, if it is known.
     Send {

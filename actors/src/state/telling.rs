@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use memberlist_protocol::{
-    accusation::Outcome, member::MemberState, members::Change, wire::message::Message,
+    accusation::Outcome,
+    member::{MemberState, NodeId},
+    members::Change,
+    wire::message::Message,
 };
 
 use crate::{
@@ -163,12 +166,11 @@ pub(super) fn kind(change: &Change) -> String {
 
 /// What news is about, and so what older news it replaces: a run. Of one name that was started anew the death of the
 /// old run goes on beside the word of the new one, for those who would else hold the name for taken.
-pub(super) fn subject(name: &Arc<str>, message: &Message) -> Arc<str> {
-    let run = match message {
-        Message::Alive(m) => m.id.run(),
-        Message::Suspect(m) => m.id.run(),
-        Message::Dead(m) => m.id.run(),
-        _ => return name.clone(),
-    };
-    format!("{name}#{run:016x}").into()
+pub(super) fn subject(name: &Arc<str>, message: &Message) -> NodeId {
+    match message {
+        Message::Alive(m) => m.id.clone(),
+        Message::Suspect(m) => m.id.clone(),
+        Message::Dead(m) => m.id.clone(),
+        _ => NodeId::new(name.clone(), NodeId::ANY_RUN),
+    }
 }
