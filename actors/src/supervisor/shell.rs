@@ -85,7 +85,7 @@ impl<A: Child, F: FnMut() -> A + 'static> Shell<A, F> {
         Self { context, factory: Rc::new(RefCell::new(factory)), _addr: addr, orders, pulse, post }
     }
 
-    /// A block and no `async fn`: of that, the future would have room for the shell twice.
+    #[expect(clippy::manual_async_fn, reason = "the future of that would have room for the shell twice")]
     pub(super) fn run(mut self) -> impl Future<Output = ()> {
         async move {
             let mut down = false;
