@@ -6,7 +6,7 @@ use std::{ops::Range, process::ExitCode, time::Instant};
 
 use memberlist_tests::{
     experiments,
-    simulate::{Campaign, KINDS, Plan, RARE, STATES, hash, run, shrink},
+    simulate::{Campaign, KINDS, Plan, Report, STATES, hash, run, shrink},
 };
 
 fn main() -> ExitCode {
@@ -94,7 +94,7 @@ fn command(args: Vec<String>) -> Result<bool, String> {
         "run" => {
             let plan = plan(seed);
             plan.events.iter().for_each(|event| println!("{event}"));
-            let report = run(&plan);
+            let report = weighed(&plan);
             println!("{report:#?}");
             Ok(report.broken.is_none())
         }
@@ -161,9 +161,14 @@ fn met(all: &Campaign) {
     for kind in KINDS {
         line(kind, STATES.map(|state| all.met.get(&(state, kind)).copied().unwrap_or_default().to_string()));
     }
-    for ((state, kind), n) in all.rare() {
-        println!("rare, below once in {RARE} runs: {kind} of {state}, {n} times");
-    }
+}
+
+/// A run, and what memory it takes.
+fn weighed(plan: &Plan) -> Report {
+    let mut report = Report::default();
+    let info = allocation_counter::measure(|| report = run(plan));
+    report.weigh(plan.nodes, info.bytes_max, info.bytes_current);
+    report
 }
 
 /// Panics that a schedule asks for are nothing to be told.
@@ -180,12 +185,19 @@ fn hush() {
 
 fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
     let begin = Instant::now();
-    let all = Campaign::go(options.seeds.clone(), &of, options.threads, options.failures, |seed, report| {
-        if let Some((at, broken)) = &report.broken {
-            println!("seed {seed}: at {:.1} s {broken}", at.as_secs_f64());
-            println!("  simulate run {seed} --nodes {}", of(seed));
-        }
-    });
+    let all = Campaign::go(
+        options.seeds.clone(),
+        &of,
+        weighed,
+        options.threads,
+        options.failures,
+        |seed, report| {
+            if let Some((at, broken)) = &report.broken {
+                println!("seed {seed}: at {:.1} s {broken}", at.as_secs_f64());
+                println!("  simulate run {seed} --nodes {}", of(seed));
+            }
+        },
+    );
     for (name, n) in &all.faults {
         println!("{name:>16} in {n} of {} runs, {:.0} %", all.runs, 100.0 * *n as f64 / all.runs as f64);
     }
@@ -193,6 +205,12 @@ fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
     println!("{half} kinds of faults in a run, in the median");
     met(&all);
     println!("events: {:?}", all.heard);
+    println!("runs in which something was: {:?}", all.effects);
+    println!(
+        "at most {} kB of memory a node, and {} kB left of a run",
+        all.memory.0 >> 10,
+        all.memory.1 >> 10
+    );
     if !all.missing().is_empty() {
         println!("never: {:?}", all.missing());
     }
@@ -201,5 +219,7 @@ fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
         println!("agreed after {half:?} in the median, {p99:?} in 99 of 100, {most:?} at most");
     }
     println!("{} runs, {} failed, {:.1} s", all.runs, all.failed.len(), begin.elapsed().as_secs_f64());
-    all.failed.is_empty()
+    let uncovered = all.uncovered();
+    uncovered.iter().for_each(|what| println!("not covered: {what}"));
+    all.failed.is_empty() && uncovered.is_empty()
 }
