@@ -1,5 +1,6 @@
 //! `simulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]`: clusters under faults that are drawn
-//! from seeds. `simulate run SEED [--nodes N] [--hash]` says what happens in one, or the hash of it, and `simulate shrink
+//! from seeds. `simulate run SEED [--nodes N] [--aloud] [--hash]` says what happens in one, with each
+//! event that a node tells, or the hash of it, and `simulate shrink
 //! SEED [--nodes N]` what of that a failure needs.
 
 use std::{ops::Range, process::ExitCode, time::Instant};
@@ -15,7 +16,7 @@ fn main() -> ExitCode {
         Ok(good) => ExitCode::from(u8::from(!good)),
         Err(why) => {
             eprintln!(
-                "{why}\n\nsimulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]\nsimulate run SEED [--nodes N] [--hash]\nsimulate shrink SEED [--nodes N]\nsimulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json] [--set NAME=VALUE]"
+                "{why}\n\nsimulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]\nsimulate run SEED [--nodes N] [--aloud] [--hash]\nsimulate shrink SEED [--nodes N]\nsimulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json] [--set NAME=VALUE]"
             );
             ExitCode::from(2)
         }
@@ -26,6 +27,7 @@ struct Options {
     seeds: Range<u64>,
     nodes: Option<Range<u64>>,
     hash: bool,
+    aloud: bool,
     threads: usize,
     failures: usize,
 }
@@ -45,6 +47,7 @@ fn command(args: Vec<String>) -> Result<bool, String> {
         seeds: 0..100,
         nodes: None,
         hash: false,
+        aloud: false,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         failures: 10,
     };
@@ -56,6 +59,10 @@ fn command(args: Vec<String>) -> Result<bool, String> {
     while let Some(word) = words.next() {
         if word == "--hash" {
             options.hash = true;
+            continue;
+        }
+        if word == "--aloud" {
+            options.aloud = true;
             continue;
         }
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
@@ -92,7 +99,7 @@ fn command(args: Vec<String>) -> Result<bool, String> {
             Ok(report.broken.is_none())
         }
         "run" => {
-            let plan = plan(seed);
+            let plan = Plan { aloud: options.aloud, ..plan(seed) };
             plan.events.iter().for_each(|event| println!("{event}"));
             let report = weighed(&plan);
             println!("{report:#?}");

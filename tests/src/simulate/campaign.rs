@@ -139,10 +139,10 @@ impl Campaign {
         if self.runs < ENOUGH {
             return Vec::new();
         }
-        let of = |name: &str| self.faults.get(name).copied().unwrap_or_default();
-        let seldom = Fault::NAMES.into_iter().filter(|name| of(*name) * SELDOM < self.runs);
+        let of = |name: &&str| self.faults.get(*name).copied().unwrap_or_default();
+        let seldom = Fault::NAMES.into_iter().filter(|name| of(name) * SELDOM < self.runs);
         let seldom =
-            seldom.map(|name| format!("{name} in {} of {} runs, not in a fifth", of(name), self.runs));
+            seldom.map(|name| format!("{name} in {} of {} runs, not in a fifth", of(&name), self.runs));
         let rare = self.rare().into_iter();
         seldom
             .chain(rare.map(|((state, kind), n)| {

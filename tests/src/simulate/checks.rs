@@ -235,6 +235,26 @@ impl Told {
         Self { heard: self.heard, ..Self::default() }
     }
 
+    /// An event as a line that says who tells it.
+    pub(super) fn line(&self, event: &MemberEvent) -> String {
+        let of = self.of.as_deref().unwrap_or("?");
+        let about = |what: &str, m: &Member| format!("{of}: {what} {} in {}", m.id, m.incarnation);
+        match event {
+            MemberEvent::Snapshot(view) => {
+                format!("{}: starts with {} members", view.local().id, view.all().count())
+            }
+            MemberEvent::Joined { member, .. } => about("joined", member),
+            MemberEvent::Updated { member, .. } => about("updated", member),
+            MemberEvent::Suspected { member, why, .. } => {
+                format!("{} by {why:?}", about("suspected", member))
+            }
+            MemberEvent::Refuted { member, .. } => about("refuted", member),
+            MemberEvent::Left { member, .. } => about("left", member),
+            MemberEvent::Dead { member, why, .. } => format!("{} by {why:?}", about("dead", member)),
+            other => format!("{of}: {other:?}"),
+        }
+    }
+
     /// Hears an event.
     pub(super) fn hear(&mut self, event: &MemberEvent, sayings: &mut Sayings) -> Result<(), Broken> {
         let (rev, kind) = match event {

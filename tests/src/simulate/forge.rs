@@ -29,7 +29,7 @@ pub(super) struct Forger {
 impl Forger {
     pub(super) fn new(config: &Config, key: Option<&Key>) -> Self {
         let guard = |label: &str, key: Option<&Key>| {
-            let ring = key.map(|key| std::slice::from_ref(key));
+            let ring = key.map(std::slice::from_ref);
             let sealing = if key.is_some() { Sealing::Required } else { Sealing::Off };
             Guard::new(config, Labels::new(label), ring, sealing).expect("a label")
         };

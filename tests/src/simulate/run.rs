@@ -43,9 +43,13 @@ pub const SETTLED: Duration = Duration::from_secs(20);
 /// After so much more time nothing is left to be gossiped of users, but for what there was no room for before.
 const DRAINED: Duration = Duration::from_secs(60);
 
-/// In a calm cluster all know within this time what somebody says who was accused: it hears of it within a round of
-/// gossip or two, and so do the others of its answer.
+/// In a calm cluster nine of ten know within this time what somebody says who was accused: it hears of it within a round
+/// of gossip or two, and so do the others of its answer.
 const REFUTED: Duration = Duration::from_secs(5);
+
+/// All know it within this time. Gossip misses one of some thousand, who hears of it when it asks the accused next, or
+/// when it exchanges states.
+const HEARD: Duration = Duration::from_secs(60);
 
 /// Bytes of a node, and of what the rules know of it, on average of a cluster.
 const MEMORY: u64 = 32 << 20;
@@ -72,13 +76,15 @@ pub struct Plan {
     pub nodes: usize,
     /// What goes wrong.
     pub events: Vec<Event>,
+    /// Whether each event that a node tells is printed.
+    pub aloud: bool,
 }
 
 impl Plan {
     /// The plan of a seed, with `nodes` nodes.
     pub fn of(seed: u64, nodes: usize) -> Self {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-        Self { seed, nodes, events: draw(&mut rng, nodes, HORIZON) }
+        Self { seed, nodes, events: draw(&mut rng, nodes, HORIZON), aloud: false }
     }
 }
 
@@ -277,10 +283,11 @@ impl Sim {
     }
 
     async fn stop(&mut self, i: usize) -> Result<(), Broken> {
+        let aloud = self.aloud();
         let Self { hosts, sayings, report, .. } = self;
         let host = &mut hosts[i];
         // What it has said is said.
-        let heard = host.listen(sayings);
+        let heard = host.listen(sayings, aloud);
         host.events = None;
         if let Some(node) = host.cluster.take() {
             host.last = Some(node.view().local().incarnation);
@@ -476,11 +483,17 @@ impl Sim {
         }
     }
 
+    /// From when time is counted in what is printed, if anything is.
+    fn aloud(&self) -> Option<Instant> {
+        self.plan.aloud.then_some(self.begun)
+    }
+
     /// Looks at everything.
     fn check(&mut self, step: u64) -> Result<(), Broken> {
+        let aloud = self.aloud();
         let Self { hosts, sayings, .. } = self;
         for (i, host) in hosts.iter_mut().enumerate() {
-            host.listen(sayings)?;
+            host.listen(sayings, aloud)?;
             if let Some(node) = &host.cluster {
                 // What has changed without an event is found in time.
                 host.told.compare(&node.view(), (step + i as u64).is_multiple_of(30))?;
@@ -757,18 +770,36 @@ impl Sim {
         let (about, by) = (of(self, one), of(self, by));
         let packet = self.forger.accusation(&about, &by);
         let _ = self.network.forge(&packet, seems(&by), addr(to));
-        let refuted = self
-            .watch(step, REFUTED, |this| {
-                let name = about.name();
-                if this.hosts.iter().any(|host| host.told.holds(name) == Some(MemberState::Dead)) {
-                    return broken(Rule::Refutations, format_args!("{name} is accused, and held for dead"));
-                }
-                Ok(of(this, one).incarnation > about.incarnation && this.agree())
-            })
-            .await?;
-        if !refuted {
-            let who = self.disagreements();
-            return broken(Rule::Refutations, format_args!("{} is accused; {who}", about.id));
+        // How many hold it for alive, with a word that is newer than what was said of it.
+        let heard = |this: &Self| {
+            let name = about.name();
+            let nodes = this.hosts.iter().filter_map(|host| host.cluster.as_ref());
+            let heard = nodes.filter_map(|node| node.view().get(name).cloned()).filter(|member| {
+                member.state == MemberState::Alive && member.incarnation > about.incarnation
+            });
+            heard.count()
+        };
+        for (within, of_ten) in [(REFUTED, 9), (HEARD, 10)] {
+            let wanted = self.hosts.len() * of_ten / 10;
+            let enough = self
+                .watch(step, within, |this| {
+                    if this.hosts.iter().any(|host| host.told.holds(about.name()) == Some(MemberState::Dead))
+                    {
+                        return broken(
+                            Rule::Refutations,
+                            format_args!("{} is accused, and held for dead", about.id),
+                        );
+                    }
+                    Ok(heard(this) >= wanted)
+                })
+                .await?;
+            if !enough {
+                let how = format!("{} is accused; {} of {wanted} have its answer", about.id, heard(self));
+                return broken(Rule::Refutations, how);
+            }
+        }
+        if !self.agree() {
+            return broken(Rule::Calm, self.disagreements());
         }
         Ok(())
     }
@@ -862,9 +893,12 @@ impl Sim {
 
 impl Host {
     /// Hears what its node has told its subscriber.
-    fn listen(&mut self, sayings: &mut Sayings) -> Result<(), Broken> {
+    fn listen(&mut self, sayings: &mut Sayings, aloud: Option<Instant>) -> Result<(), Broken> {
         let Some(events) = &mut self.events else { return Ok(()) };
         while let Some(Some(event)) = events.next().now_or_never() {
+            if let Some(begun) = aloud {
+                println!("{:>9.3} {}", begun.elapsed().as_secs_f64(), self.told.line(&event));
+            }
             self.told.hear(&event, sayings)?;
         }
         Ok(())
