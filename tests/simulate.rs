@@ -5,13 +5,21 @@
 
 use std::process::Command;
 
-use memberlist_tests::simulate::{Campaign, Plan, run};
+use memberlist_tests::simulate::{Campaign, Plan, Report, run};
+
+/// A run, and what memory it takes.
+fn weighed(plan: &Plan) -> Report {
+    let mut report = Report::default();
+    let info = allocation_counter::measure(|| report = run(plan));
+    report.weigh(plan.nodes, info.bytes_max, info.bytes_current);
+    report
+}
 
 #[test]
 fn whatever_goes_wrong_no_rule_is_broken_and_all_agree_again_without_help() {
     let seeds = std::env::var("SIMULATE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
     let nodes = |seed| [5, 8, 12, 16][(seed % 4) as usize];
-    let all = Campaign::go(0..seeds, nodes, 2, 10, |seed, report| {
+    let all = Campaign::go(0..seeds, nodes, weighed, 2, 10, |seed, report| {
         if let Some((at, broken)) = &report.broken {
             println!("seed {seed}, {} nodes, at {:.1} s: {broken}", nodes(seed), at.as_secs_f64());
         }

@@ -38,8 +38,35 @@ pub(crate) mod testing {
     struct Plan {
         armed: Vec<Pair>,
         hits: BTreeMap<Pair, u64>,
-        heard: BTreeMap<Pair, u64>,
-        met: BTreeMap<Pair, u64>,
+        heard: Tally,
+        met: Tally,
+    }
+
+    /// How often each pair came up. Each message of each actor counts, so a pair is found by where its words are, and not
+    /// by what they say: the same words may have more than one entry until somebody reads them.
+    #[derive(Debug, Default)]
+    struct Tally(Vec<(Pair, u64)>);
+
+    impl Tally {
+        fn count(&mut self, pair: Pair) {
+            let same = |known: &Pair| std::ptr::eq(known.0, pair.0) && std::ptr::eq(known.1, pair.1);
+            match self.0.iter().position(|(known, _)| same(known)) {
+                Some(at) => {
+                    self.0[at].1 += 1;
+                    // What comes often comes to the front.
+                    self.0.swap(at, at.saturating_sub(1));
+                }
+                None => self.0.push((pair, 1)),
+            }
+        }
+
+        fn read(&self) -> BTreeMap<Pair, u64> {
+            let mut all = BTreeMap::new();
+            for (pair, n) in &self.0 {
+                *all.entry(*pair).or_default() += n;
+            }
+            all
+        }
     }
 
     impl Strikes {
@@ -65,12 +92,12 @@ pub(crate) mod testing {
 
         /// How often each pair was heard.
         pub fn heard(&self) -> BTreeMap<Pair, u64> {
-            self.lock().heard.clone()
+            self.lock().heard.read()
         }
 
         /// How often news of each kind has met a member in each state: (state, kind).
         pub fn met(&self) -> BTreeMap<Pair, u64> {
-            self.lock().met.clone()
+            self.lock().met.read()
         }
 
         fn lock(&self) -> MutexGuard<'_, Plan> {
@@ -79,7 +106,7 @@ pub(crate) mod testing {
 
         fn take(&self, pair: Pair) -> bool {
             let mut plan = self.lock();
-            *plan.heard.entry(pair).or_default() += 1;
+            plan.heard.count(pair);
             let Some(at) = plan.armed.iter().position(|armed| *armed == pair) else { return false };
             plan.armed.swap_remove(at);
             *plan.hits.entry(pair).or_default() += 1;
@@ -105,7 +132,7 @@ pub(crate) mod testing {
         /// News of a kind is about a member in that state.
         pub(crate) fn meets(&self, kind: &'static str, state: impl FnOnce() -> &'static str) {
             if let Some(strikes) = &self.strikes {
-                *strikes.lock().met.entry((state(), kind)).or_default() += 1;
+                strikes.lock().met.count((state(), kind));
             }
         }
 

@@ -212,6 +212,7 @@ impl Counters {
             log_lines_left_out: 0,
             inboxes: BTreeMap::new(),
             broadcasts_queued: 0,
+            news_queued: 0,
         }
     }
 }
@@ -369,6 +370,8 @@ pub struct Metrics {
     pub inboxes: BTreeMap<&'static str, InboxMetrics>,
     /// News and users' broadcasts that wait to be gossiped.
     pub broadcasts_queued: u64,
+    /// The news among them.
+    pub news_queued: u64,
 }
 
 #[cfg(test)]

@@ -334,6 +334,7 @@ impl BroadcastQueue {
         }
         let (news, users) = kept.gossip.len();
         self.ring.broadcasts_queued.store((news + users) as u64, Relaxed);
+        self.ring.news_queued.store(news as u64, Relaxed);
         self.alarm.set(kept.next_tick);
     }
 }

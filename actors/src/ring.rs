@@ -67,6 +67,7 @@ pub(crate) struct Doors {
     pub(crate) node_events: Arc<Listeners<NodeEvent>>,
     pub(crate) link_events: Arc<Listeners<LinkEvent>>,
     pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
+    pub(crate) news_queued: std::sync::atomic::AtomicU64,
     pub(crate) max_broadcast: std::sync::atomic::AtomicUsize,
     pub(crate) resolver: Arc<dyn Resolver>,
     /// Labels, keys, and what is done with them.
@@ -129,6 +130,7 @@ impl Doors {
             node_events: Arc::default(),
             link_events: Arc::default(),
             broadcasts_queued: 0.into(),
+            news_queued: 0.into(),
             max_broadcast: 0.into(),
             resolver,
             admission,
@@ -231,6 +233,7 @@ impl Doors {
         metrics.members = names.into_iter().zip(states.map(|state| view.count(state) as u64)).collect();
         metrics.log_lines_left_out = self.logs.left_out();
         metrics.broadcasts_queued = self.broadcasts_queued.load(Ordering::Relaxed);
+        metrics.news_queued = self.news_queued.load(Ordering::Relaxed);
         metrics
     }
 }

@@ -283,12 +283,16 @@ impl Members {
                 }
                 let suspicion = Suspicion::new(bounds, m.from.clone(), m.evidence, now);
                 let member = Arc::new(record.turned(MemberState::Suspect, m.incarnation, now));
+                // Nobody else hears of it; so the accused has to hear it from here, to refute.
+                let alone = !m.evidence.is_heard() && m.from == *self.local.id.shared_name();
+                let tell = alone.then(|| (record.addr, record.id.run(), Message::Suspect(m.clone())));
                 let change = Change::Suspected { member: member.clone(), why: accusation.clone() };
                 Ok(Decision {
                     put: Some(member),
                     suspicion: Step::Start(Box::new(Case { suspicion, accusation, renewed: false })),
                     changes: SmallVec::from_iter([change]),
                     broadcast: broadcast(),
+                    tell,
                     ..Decision::default()
                 })
             }

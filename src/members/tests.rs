@@ -1128,6 +1128,10 @@ fn who_hears_nobody_judges_for_itself_alone() {
     };
     let effects = accuse(&mut bench, deaf);
     assert_eq!((names(&effects), effects.broadcast.is_none()), (vec!["suspected"], true));
+    // The accused hears of it all the same: it may be able to answer by now.
+    let (to, run, told) = effects.tell.expect("somebody is told");
+    assert_eq!((to, run), (addr(2), RUN));
+    assert!(matches!(told, Message::Suspect(Suspect { incarnation: 5, .. })), "{told:?}");
     // Its verdict stays with it, too.
     bench.now = bench.table.due();
     let decision = bench.table.on_time(bench.now, &mut bench.rng).unwrap();

@@ -24,7 +24,8 @@ struct Inner {
     takes: Duration,
     keeps: usize,
     made: Instant,
-    ahead: Duration,
+    /// Seconds.
+    ahead: i64,
 }
 
 impl Default for MemoryStore {
@@ -44,7 +45,7 @@ impl MemoryStore {
             takes: Duration::ZERO,
             keeps: usize::MAX,
             made: Instant::now(),
-            ahead: Duration::ZERO,
+            ahead: 0,
         })))
     }
 
@@ -82,12 +83,18 @@ impl MemoryStore {
 
     /// Turns the clock on the wall forward.
     pub fn age(&self, by: Duration) {
-        self.lock().ahead += by;
+        self.turn(i64::try_from(by.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    /// Turns the clock on the wall by so many seconds, forward or back.
+    pub fn turn(&self, by: i64) {
+        let mut inner = self.lock();
+        inner.ahead = inner.ahead.saturating_add(by);
     }
 
     pub(crate) fn wall(&self) -> u64 {
         let inner = self.lock();
-        MADE + (inner.made.elapsed() + inner.ahead).as_secs()
+        (MADE + inner.made.elapsed().as_secs()).saturating_add_signed(inner.ahead)
     }
 
     pub(crate) async fn load(&self) -> io::Result<Option<Vec<u8>>> {

@@ -1,12 +1,13 @@
 //! `simulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]`: clusters under faults that are drawn
-//! from seeds. `simulate run SEED [--nodes N] [--hash]` says what happens in one, or the hash of it, and `simulate shrink
+//! from seeds. `simulate run SEED [--nodes N] [--aloud] [--hash]` says what happens in one, with each
+//! event that a node tells, or the hash of it, and `simulate shrink
 //! SEED [--nodes N]` what of that a failure needs.
 
 use std::{ops::Range, process::ExitCode, time::Instant};
 
 use memberlist_tests::{
     experiments,
-    simulate::{Campaign, KINDS, Plan, RARE, STATES, hash, run, shrink},
+    simulate::{Campaign, KINDS, Plan, Report, STATES, hash, run, shrink},
 };
 
 fn main() -> ExitCode {
@@ -15,7 +16,7 @@ fn main() -> ExitCode {
         Ok(good) => ExitCode::from(u8::from(!good)),
         Err(why) => {
             eprintln!(
-                "{why}\n\nsimulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]\nsimulate run SEED [--nodes N] [--hash]\nsimulate shrink SEED [--nodes N]\nsimulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json] [--set NAME=VALUE]"
+                "{why}\n\nsimulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]\nsimulate run SEED [--nodes N] [--aloud] [--hash]\nsimulate shrink SEED [--nodes N]\nsimulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json] [--set NAME=VALUE]"
             );
             ExitCode::from(2)
         }
@@ -26,6 +27,7 @@ struct Options {
     seeds: Range<u64>,
     nodes: Option<Range<u64>>,
     hash: bool,
+    aloud: bool,
     threads: usize,
     failures: usize,
 }
@@ -45,6 +47,7 @@ fn command(args: Vec<String>) -> Result<bool, String> {
         seeds: 0..100,
         nodes: None,
         hash: false,
+        aloud: false,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         failures: 10,
     };
@@ -56,6 +59,10 @@ fn command(args: Vec<String>) -> Result<bool, String> {
     while let Some(word) = words.next() {
         if word == "--hash" {
             options.hash = true;
+            continue;
+        }
+        if word == "--aloud" {
+            options.aloud = true;
             continue;
         }
         let value = words.next().ok_or_else(|| format!("{word} needs a value"))?;
@@ -92,9 +99,9 @@ fn command(args: Vec<String>) -> Result<bool, String> {
             Ok(report.broken.is_none())
         }
         "run" => {
-            let plan = plan(seed);
+            let plan = Plan { aloud: options.aloud, ..plan(seed) };
             plan.events.iter().for_each(|event| println!("{event}"));
-            let report = run(&plan);
+            let report = weighed(&plan);
             println!("{report:#?}");
             Ok(report.broken.is_none())
         }
@@ -161,9 +168,14 @@ fn met(all: &Campaign) {
     for kind in KINDS {
         line(kind, STATES.map(|state| all.met.get(&(state, kind)).copied().unwrap_or_default().to_string()));
     }
-    for ((state, kind), n) in all.rare() {
-        println!("rare, below once in {RARE} runs: {kind} of {state}, {n} times");
-    }
+}
+
+/// A run, and what memory it takes.
+fn weighed(plan: &Plan) -> Report {
+    let mut report = Report::default();
+    let info = allocation_counter::measure(|| report = run(plan));
+    report.weigh(plan.nodes, info.bytes_max, info.bytes_current);
+    report
 }
 
 /// Panics that a schedule asks for are nothing to be told.
@@ -180,12 +192,19 @@ fn hush() {
 
 fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
     let begin = Instant::now();
-    let all = Campaign::go(options.seeds.clone(), &of, options.threads, options.failures, |seed, report| {
-        if let Some((at, broken)) = &report.broken {
-            println!("seed {seed}: at {:.1} s {broken}", at.as_secs_f64());
-            println!("  simulate run {seed} --nodes {}", of(seed));
-        }
-    });
+    let all = Campaign::go(
+        options.seeds.clone(),
+        &of,
+        weighed,
+        options.threads,
+        options.failures,
+        |seed, report| {
+            if let Some((at, broken)) = &report.broken {
+                println!("seed {seed}: at {:.1} s {broken}", at.as_secs_f64());
+                println!("  simulate run {seed} --nodes {}", of(seed));
+            }
+        },
+    );
     for (name, n) in &all.faults {
         println!("{name:>16} in {n} of {} runs, {:.0} %", all.runs, 100.0 * *n as f64 / all.runs as f64);
     }
@@ -193,6 +212,12 @@ fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
     println!("{half} kinds of faults in a run, in the median");
     met(&all);
     println!("events: {:?}", all.heard);
+    println!("runs in which something was: {:?}", all.effects);
+    println!(
+        "at most {} kB of memory a node, and {} kB left of a run",
+        all.memory.0 >> 10,
+        all.memory.1 >> 10
+    );
     if !all.missing().is_empty() {
         println!("never: {:?}", all.missing());
     }
@@ -201,5 +226,7 @@ fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
         println!("agreed after {half:?} in the median, {p99:?} in 99 of 100, {most:?} at most");
     }
     println!("{} runs, {} failed, {:.1} s", all.runs, all.failed.len(), begin.elapsed().as_secs_f64());
-    all.failed.is_empty()
+    let uncovered = all.uncovered();
+    uncovered.iter().for_each(|what| println!("not covered: {what}"));
+    all.failed.is_empty() && uncovered.is_empty()
 }

@@ -21,8 +21,14 @@ pub const STATES: [&str; 7] = ["unknown", "alive", "suspect", "dead", "left", "a
 pub const KINDS: [&str; 9] =
     ["alive", "suspect", "dead", "left", "told-alive", "told-suspect", "told-dead", "told-left", "accuse"];
 
-/// Each pair of a state and a kind should come up once in so many seeds, on average.
+/// Each pair of a state and a kind has to come up once in so many runs, on average.
 pub const RARE: u64 = 10;
+
+/// Each fault has to happen in one of so many runs.
+pub const SELDOM: u64 = 5;
+
+/// So many runs say whether all is covered; fewer may miss something by chance.
+pub const ENOUGH: u64 = 1000;
 
 /// What a campaign has seen.
 #[derive(Debug, Default)]
@@ -41,14 +47,19 @@ pub struct Campaign {
     pub heard: BTreeMap<&'static str, u64>,
     /// How long it took until all agreed.
     pub agreed: Vec<Duration>,
+    /// Runs in which the network has done each of these to something, and in which an exchange of states broke off.
+    pub effects: BTreeMap<&'static str, u64>,
+    /// The most bytes that a node took on average of a run, and the most that a run left.
+    pub memory: (u64, i64),
 }
 
 impl Campaign {
-    /// Runs all `seeds` with `nodes` nodes each, on `threads` threads, until `most` have failed. `tell` hears of each
-    /// that is over.
+    /// Runs all `seeds` with `nodes` nodes each by `run`, on `threads` threads, until `most` have failed. `tell` hears of
+    /// each that is over.
     pub fn go(
         seeds: Range<u64>,
         nodes: impl Fn(u64) -> usize + Sync,
+        run: impl Fn(&Plan) -> Report + Sync,
         threads: usize,
         most: usize,
         tell: impl Fn(u64, &Report) + Sync,
@@ -90,6 +101,23 @@ impl Campaign {
             *self.heard.entry(kind).or_default() += n;
         }
         self.agreed.extend(report.agreed);
+        let network = &report.network;
+        let effects = [
+            ("lost", network.lost),
+            ("duplicated", network.duplicated),
+            ("cut", network.cut),
+            ("too large", network.too_large),
+            ("spoilt", network.spoilt),
+            ("replayed", network.replayed),
+            ("unsent", network.unsent),
+            ("broken streams", network.broken),
+            ("refused dials", network.refused),
+            ("torn exchanges", report.torn),
+        ];
+        for (effect, n) in effects {
+            *self.effects.entry(effect).or_default() += u64::from(n > 0);
+        }
+        self.memory = (self.memory.0.max(report.memory.0), self.memory.1.max(report.memory.1));
         if report.broken.is_some() {
             self.failed.push((seed, report));
         }
@@ -103,6 +131,23 @@ impl Campaign {
             pairs.filter(|(state, kind)| *kind != "accuse" && *state != "another run" && *state != "self");
         all.map(|pair| (pair, self.met.get(&pair).copied().unwrap_or_default()))
             .filter(|(_, n)| n * RARE < self.runs)
+            .collect()
+    }
+
+    /// What many runs have not covered as they have to: each fault, and each pair of a state and a kind of news.
+    pub fn uncovered(&self) -> Vec<String> {
+        if self.runs < ENOUGH {
+            return Vec::new();
+        }
+        let of = |name: &&str| self.faults.get(*name).copied().unwrap_or_default();
+        let seldom = Fault::NAMES.into_iter().filter(|name| of(name) * SELDOM < self.runs);
+        let seldom =
+            seldom.map(|name| format!("{name} in {} of {} runs, not in a fifth", of(&name), self.runs));
+        let rare = self.rare().into_iter();
+        seldom
+            .chain(rare.map(|((state, kind), n)| {
+                format!("{kind} of {state} {n} times in {} runs, not in a tenth", self.runs)
+            }))
             .collect()
     }
 
@@ -145,4 +190,23 @@ pub fn shrink(plan: &Plan, rule: Rule, most: usize) -> Plan {
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_campaign_that_covers_too_little_says_what() {
+        let faults = Fault::NAMES.into_iter().map(|name| (name, 250)).collect();
+        let pairs = STATES.into_iter().flat_map(|state| KINDS.map(|kind| ((state, kind), 100)));
+        let mut all = Campaign { runs: 1000, faults, met: pairs.collect(), ..Campaign::default() };
+        assert_eq!(all.uncovered(), Vec::<String>::new());
+        all.faults.insert("loss", 199);
+        all.met.insert(("suspect", "told-left"), 99);
+        all.met.insert(("self", "told-left"), 0);
+        assert_eq!(all.uncovered().len(), 2, "{:?}", all.uncovered());
+        all.runs = 999;
+        assert_eq!(all.uncovered(), Vec::<String>::new());
+    }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use actix_memberlist::{Accusation, Evidence, Member, MemberEvent, MemberState, NodeId, View};
 use bytes::Bytes;
+use tokio::time::Instant;
 
 /// The rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,10 +29,16 @@ pub enum Rule {
     Leaves,
     /// Each start is another run, and one that has its record begins above the last one.
     Runs,
-    /// Queues are bounded.
+    /// Queues and tables are bounded.
     Bounds,
+    /// So is the memory of a node, and all of it is given back.
+    Memory,
     /// No actor panics by itself.
     Panics,
+    /// A suspicion ends in its time.
+    Suspicions,
+    /// Who is accused without a reason refutes, and all hear that in time.
+    Refutations,
     /// Nobody whom no fault has befallen is held for dead for long by another one of that sort.
     FalseAlarms,
     /// After the faults all agree, without help.
@@ -46,7 +53,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Incarnations,
         Self::Resurrection,
         Self::Metadata,
@@ -56,7 +63,10 @@ impl Rule {
         Self::Leaves,
         Self::Runs,
         Self::Bounds,
+        Self::Memory,
         Self::Panics,
+        Self::Suspicions,
+        Self::Refutations,
         Self::FalseAlarms,
         Self::Agreement,
         Self::Calm,
@@ -76,7 +86,10 @@ impl Rule {
             Self::Leaves => "leaves",
             Self::Runs => "runs",
             Self::Bounds => "bounds",
+            Self::Memory => "memory",
             Self::Panics => "panics",
+            Self::Suspicions => "suspicions",
+            Self::Refutations => "refutations",
             Self::FalseAlarms => "false-alarms",
             Self::Agreement => "agreement",
             Self::Calm => "calm",
@@ -196,10 +209,19 @@ pub(super) struct Told {
     all: BTreeMap<Arc<str>, Arc<Member>>,
     /// The highest incarnation of each run that was seen, and how that was seen to end.
     ever: BTreeMap<NodeId, (u32, Option<MemberState>)>,
+    /// Whom it suspects, and since when.
+    suspects: BTreeMap<NodeId, Instant>,
+    /// A refutation that has brought something new: that is told next.
+    owed: Option<Arc<str>>,
     /// Whose story it is.
     of: Option<Arc<str>>,
     /// Events, by kind: how much has happened.
     pub(super) heard: BTreeMap<&'static str, u64>,
+}
+
+/// What a member says of itself.
+fn says(member: &Member) -> (&Bytes, std::net::SocketAddr, impl PartialEq + '_, impl PartialEq + '_) {
+    (&member.meta, member.addr, &member.tags, &member.versions)
 }
 
 /// Which cluster a node is of: its name says so.
@@ -213,6 +235,26 @@ impl Told {
         Self { heard: self.heard, ..Self::default() }
     }
 
+    /// An event as a line that says who tells it.
+    pub(super) fn line(&self, event: &MemberEvent) -> String {
+        let of = self.of.as_deref().unwrap_or("?");
+        let about = |what: &str, m: &Member| format!("{of}: {what} {} in {}", m.id, m.incarnation);
+        match event {
+            MemberEvent::Snapshot(view) => {
+                format!("{}: starts with {} members", view.local().id, view.all().count())
+            }
+            MemberEvent::Joined { member, .. } => about("joined", member),
+            MemberEvent::Updated { member, .. } => about("updated", member),
+            MemberEvent::Suspected { member, why, .. } => {
+                format!("{} by {why:?}", about("suspected", member))
+            }
+            MemberEvent::Refuted { member, .. } => about("refuted", member),
+            MemberEvent::Left { member, .. } => about("left", member),
+            MemberEvent::Dead { member, why, .. } => format!("{} by {why:?}", about("dead", member)),
+            other => format!("{of}: {other:?}"),
+        }
+    }
+
     /// Hears an event.
     pub(super) fn hear(&mut self, event: &MemberEvent, sayings: &mut Sayings) -> Result<(), Broken> {
         let (rev, kind) = match event {
@@ -221,6 +263,8 @@ impl Told {
                     view.all().map(|member| (member.id.shared_name().clone(), member.clone())).collect();
                 self.of = Some(view.local().id.shared_name().clone());
                 self.rev = Some(view.rev());
+                let suspects = view.all().filter(|member| member.state == MemberState::Suspect);
+                self.suspects = suspects.map(|member| (member.id.clone(), Instant::now())).collect();
                 *self.heard.entry("snapshot").or_default() += 1;
                 return view.all().try_for_each(|member| self.see(member, sayings));
             }
@@ -239,6 +283,7 @@ impl Told {
             return broken(Rule::Events, format_args!("{kind} is number {rev} after {:?}", self.rev));
         }
         self.rev = Some(rev);
+        self.follows(event, kind)?;
         match event {
             MemberEvent::Joined { member, .. }
             | MemberEvent::Updated { member, .. }
@@ -261,6 +306,53 @@ impl Told {
                 self.ever.retain(|known, _| known.name() != id.name());
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether an event can come after what was told of that member, and says all that has changed.
+    fn follows(&mut self, event: &MemberEvent, kind: &str) -> Result<(), Broken> {
+        use MemberState::{Alive, Dead, Left, Suspect};
+        let (member, state) = match event {
+            MemberEvent::Joined { member, .. } => (member, Alive),
+            MemberEvent::Updated { member, .. } => (member, Alive),
+            MemberEvent::Suspected { member, .. } => (member, Suspect),
+            MemberEvent::Refuted { member, .. } => (member, Alive),
+            MemberEvent::Left { member, .. } => (member, Left),
+            MemberEvent::Dead { member, .. } => (member, Dead),
+            _ => return Ok(()),
+        };
+        let told = self.all.get(member.name());
+        let same_run = told.is_some_and(|told| told.id == member.id);
+        let same = told.is_some_and(|told| says(told) == says(member));
+        let was = told.map(|told| told.state);
+        let owed = self.owed.take();
+        let fits = match event {
+            MemberEvent::Joined { .. } => was.is_none_or(MemberState::is_gone),
+            MemberEvent::Updated { before, .. } => {
+                // A program may say the same of its own node once more.
+                let news = !same || self.of.as_ref() == Some(before.id.shared_name());
+                was == Some(Alive) && same_run && (news || owed.as_ref() == Some(before.id.shared_name()))
+            }
+            MemberEvent::Suspected { .. } => was == Some(Alive) && same_run && same,
+            MemberEvent::Refuted { .. } => {
+                self.owed = (!same).then(|| member.id.shared_name().clone());
+                was == Some(Suspect) && same_run
+            }
+            _ => was.is_some_and(|was| was != state && was != Left) && same_run && same,
+        };
+        if !fits || member.state != state {
+            return broken(Rule::Events, format_args!("{kind} of {member:?} after {told:?}"));
+        }
+        if let Some(name) = owed.filter(|name| kind != "updated" || name != member.id.shared_name()) {
+            return broken(
+                Rule::Events,
+                format_args!("{name} has refuted with something new, which is not told"),
+            );
+        }
+        match state {
+            Suspect => drop(self.suspects.insert(member.id.clone(), Instant::now())),
+            _ => drop(self.suspects.remove(&member.id)),
         }
         Ok(())
     }
@@ -293,6 +385,21 @@ impl Told {
         Ok(())
     }
 
+    /// Whom this node has suspected for the longest time, and since when.
+    pub(super) fn longest_suspicion(&self) -> Option<(&NodeId, Instant)> {
+        self.suspects.iter().map(|(id, since)| (id, *since)).min_by_key(|(_, since)| *since)
+    }
+
+    /// The number of the last event.
+    pub(super) fn rev(&self) -> Option<u64> {
+        self.rev
+    }
+
+    /// What that member was told to be.
+    pub(super) fn holds(&self, name: &str) -> Option<MemberState> {
+        self.all.get(name).map(|member| member.state)
+    }
+
     /// How all others than `name` are, as far as was told: each one's run, state and incarnation.
     pub(super) fn quiet(&self, name: &str) -> Vec<(NodeId, MemberState, u32)> {
         let others = self.all.values().filter(|member| member.name() != name);
@@ -301,8 +408,7 @@ impl Told {
 
     /// Whether that member was told to be suspect or dead.
     pub(super) fn accuses(&self, name: &str) -> bool {
-        let state = self.all.get(name).map(|member| member.state);
-        matches!(state, Some(MemberState::Suspect | MemberState::Dead))
+        matches!(self.holds(name), Some(MemberState::Suspect | MemberState::Dead))
     }
 
     /// Compares what was told with how things are.
@@ -319,6 +425,9 @@ impl Told {
             count += 1;
             let told = self.all.get(member.name());
             let same = told.is_some_and(|told| {
+                if Arc::ptr_eq(told, member) {
+                    return true;
+                }
                 // A refutation that changes nothing else is no event.
                 (&told.id, told.state, &told.meta, told.addr)
                     == (&member.id, member.state, &member.meta, member.addr)
@@ -340,8 +449,6 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
 
     fn member(name: &str, run: u64, incarnation: u32, state: MemberState) -> Arc<Member> {

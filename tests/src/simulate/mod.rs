@@ -3,8 +3,10 @@
 
 mod campaign;
 mod checks;
+mod forge;
 mod run;
 mod schedule;
+mod weather;
 
 pub use campaign::{Campaign, KINDS, RARE, STATES, shrink};
 pub use checks::{Broken, Rule};

@@ -1,10 +1,10 @@
 //! One run: a cluster in virtual time, a schedule of what goes wrong, and the rules.
 
-use std::{collections::BTreeMap, net::SocketAddr, pin::Pin, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, net::SocketAddr, pin::Pin, rc::Rc, time::Duration};
 
 use actix_memberlist::{
-    Broadcast, Cluster, Config, Key, MemberEvent, MemberState, Replay,
-    network::memory::{Link, MemoryNetwork},
+    Broadcast, Cluster, Config, Key, MemberEvent, MemberState, Replay, View,
+    network::memory::{MemoryNetwork, Stats},
     store::MemoryStore,
     testing::{Pair, Strikes},
     trace::Trace,
@@ -12,12 +12,15 @@ use actix_memberlist::{
 use actix_rt::Arbiter;
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
+use memberlist_protocol::suspicion::Bounds;
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use tokio::time::{Instant, sleep};
 
 use super::{
     checks::{Broken, Rule, Sayings, Told, broken},
+    forge::{Forger, seems},
     schedule::{Event, Fault, draw},
+    weather::{Weather, calm},
 };
 use crate::{addr, paused};
 
@@ -37,8 +40,25 @@ pub const FALSE_ALARM: Duration = Duration::from_secs(60);
 /// From when all agree, what was said before may still be on its way for so long, and local health recovers.
 pub const SETTLED: Duration = Duration::from_secs(20);
 
-/// After so much more time nothing is left to be gossiped.
+/// After so much more time nothing is left to be gossiped of users, but for what there was no room for before.
 const DRAINED: Duration = Duration::from_secs(60);
+
+/// In a calm cluster nine of ten know within this time what somebody says who was accused: it hears of it within a round
+/// of gossip or two, and so do the others of its answer.
+const REFUTED: Duration = Duration::from_secs(5);
+
+/// All know it within this time. Gossip misses one of some thousand, who hears of it when it asks the accused next, or
+/// when it exchanges states.
+const HEARD: Duration = Duration::from_secs(60);
+
+/// Bytes of a node, and of what the rules know of it, on average of a cluster.
+const MEMORY: u64 = 32 << 20;
+
+/// What a process keeps for the next run: buffers of the thread, and lines of the log.
+const LEFT: i64 = 1 << 20;
+
+/// A suspicion may last so much longer than its time: for a panic of those who look after it.
+const SLACK: Duration = Duration::from_secs(10);
 
 /// One that dies in a calm cluster is held for dead by all within this time, one that leaves for left, and one that
 /// comes back for alive.
@@ -56,13 +76,15 @@ pub struct Plan {
     pub nodes: usize,
     /// What goes wrong.
     pub events: Vec<Event>,
+    /// Whether each event that a node tells is printed.
+    pub aloud: bool,
 }
 
 impl Plan {
     /// The plan of a seed, with `nodes` nodes.
     pub fn of(seed: u64, nodes: usize) -> Self {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
-        Self { seed, nodes, events: draw(&mut rng, nodes, HORIZON) }
+        Self { seed, nodes, events: draw(&mut rng, nodes, HORIZON), aloud: false }
     }
 }
 
@@ -79,8 +101,24 @@ pub struct Report {
     pub met: BTreeMap<Pair, u64>,
     /// How often each fault began.
     pub faults: BTreeMap<&'static str, u64>,
-    /// Deaths of members that no fault had befallen.
-    pub false_deaths: u64,
+    /// What the network did to what was sent.
+    pub network: Stats,
+    /// Exchanges of states that broke off.
+    pub torn: u64,
+    /// The most bytes that a node took on average at one time, and those that were left in the end, of all nodes.
+    pub memory: (u64, i64),
+}
+
+impl Report {
+    /// Notes what memory the run took, of which `peak` bytes at one time, and of which `left` were not given back.
+    pub fn weigh(&mut self, nodes: usize, peak: u64, left: i64) {
+        self.memory = (peak / nodes.max(1) as u64, left);
+        let (each, left) = self.memory;
+        if self.broken.is_none() && (each > MEMORY || left > LEFT) {
+            let how = format!("{each} bytes a node, at most {MEMORY}; {left} left, at most {LEFT}");
+            self.broken = Some((Duration::ZERO, Broken { rule: Rule::Memory, how }));
+        }
+    }
 }
 
 type Events = Pin<Box<dyn Stream<Item = MemberEvent>>>;
@@ -99,6 +137,8 @@ struct Host {
     since: Instant,
     starts: u64,
     left: bool,
+    /// What it says of itself, and since when.
+    word: (u32, Instant),
     /// The runs so far, and the incarnation of the last one, if the next one can know it.
     runs: Vec<u64>,
     last: Option<u32>,
@@ -113,8 +153,13 @@ struct Sim {
     key: Option<Key>,
     hosts: Vec<Host>,
     sayings: Sayings,
-    /// What is in the way from one host to another, as the network was told last.
-    links: BTreeMap<(usize, usize), Link>,
+    weather: Weather,
+    forger: Forger,
+    /// Whether nodes go on looking for their seeds; else they are told once to join them.
+    seeded: bool,
+    torn: Rc<Cell<u64>>,
+    /// Two hosts that did not agree when they were last asked: they are asked first.
+    apart: Cell<(usize, usize)>,
     /// Since when a node has been held for dead by another one without a reason.
     wrongly: BTreeMap<(usize, usize), Instant>,
     report: Report,
@@ -128,8 +173,9 @@ impl Sim {
             Some(trace) => MemoryNetwork::new(plan.seed).with_trace(trace.clone()),
             None => MemoryNetwork::new(plan.seed),
         };
-        let config = Config { link_window: Duration::from_secs(10), ..Config::lan() };
+        let config = drawn(&mut rng);
         let key = rng.random::<bool>().then(|| Key::from_bytes(&[7; 32]).expect("it has a length"));
+        let seeded = rng.random();
         let now = Instant::now();
         let hosts = (0..plan.nodes)
             .map(|_| Host {
@@ -143,13 +189,17 @@ impl Sim {
                 since: now,
                 starts: 0,
                 left: false,
+                word: (0, now),
                 runs: Vec::new(),
                 last: None,
             })
             .collect();
-        let (sayings, links, wrongly, report) = Default::default();
+        let (sayings, torn, wrongly, report) = Default::default();
         network.set_default(calm());
         let mut this = Self {
+            weather: Weather::new(plan.nodes),
+            forger: Forger::new(&config, key.as_ref()),
+            apart: Cell::default(),
             plan,
             rng,
             network,
@@ -158,7 +208,8 @@ impl Sim {
             key,
             hosts,
             sayings,
-            links,
+            seeded,
+            torn,
             wrongly,
             report,
             begun: now,
@@ -195,7 +246,7 @@ impl Sim {
         }
     }
 
-    /// Starts node `i`, as an init system would: it knows its seeds, and nothing else.
+    /// Starts node `i`, as an init system would: it knows its seeds, or is told once to join them, and nothing else.
     async fn start(&mut self, i: usize) -> Result<(), Broken> {
         let host = &mut self.hosts[i];
         host.starts += 1;
@@ -205,7 +256,7 @@ impl Sim {
         let mut node = self
             .builder(i, &format!("n{i:03}"), seed)
             .label("shop")
-            .seeds(Self::seeds())
+            .seeds(if self.seeded { Self::seeds() } else { Vec::new() })
             .memory_store(&host.store)
             .strikes(host.strikes.clone());
         if let Some(trace) = &self.trace {
@@ -223,16 +274,20 @@ impl Sim {
         }
         host.events = Some(Box::pin(node.events(Replay::Snapshot)));
         host.told = std::mem::take(&mut host.told).of_another_run();
+        if !self.seeded {
+            spawn(join_once(node.clone()));
+        }
         host.cluster = Some(node);
         host.left = false;
         Ok(())
     }
 
     async fn stop(&mut self, i: usize) -> Result<(), Broken> {
+        let aloud = self.aloud();
         let Self { hosts, sayings, report, .. } = self;
         let host = &mut hosts[i];
         // What it has said is said.
-        let heard = host.listen(sayings);
+        let heard = host.listen(sayings, aloud);
         host.events = None;
         if let Some(node) = host.cluster.take() {
             host.last = Some(node.view().local().incarnation);
@@ -242,105 +297,6 @@ impl Sim {
             node.shutdown().await;
         }
         heard
-    }
-
-    /// What is in the way from one host to another just now.
-    fn link(&self, active: &[&Event], from: usize, to: usize, now: Duration) -> Link {
-        let mut link = calm();
-        let either = |a: f64, b: f64| 1.0 - (1.0 - a) * (1.0 - b);
-        for event in active {
-            let (sends, hears) = (event.who.contains(&from), event.who.contains(&to));
-            if !sends && !hears && event.fault != Fault::Star {
-                continue;
-            }
-            match &event.fault {
-                Fault::Loss(p) => link.loss = either(link.loss, *p),
-                Fault::Lossy { to: inward, from: outward } => {
-                    link.loss = either(link.loss, if hears { *inward } else { 0.0 });
-                    link.loss = either(link.loss, if sends { *outward } else { 0.0 });
-                }
-                Fault::Bursts(bursts) => link.bursts = Some(*bursts),
-                Fault::Duplicate(p) => link.duplicate = either(link.duplicate, *p),
-                Fault::Reorder(p, by) => {
-                    link.reorder = either(link.reorder, *p);
-                    link.reorder_by = link.reorder_by.max(*by);
-                }
-                Fault::Latency(most) => link.latency.end += *most,
-                Fault::Largest(most) => link.largest = link.largest.min(*most),
-                Fault::Corrupt(p) => link.corrupt = either(link.corrupt, *p),
-                Fault::Truncate(p) => link.truncate = either(link.truncate, *p),
-                Fault::Replay(p) => link.replay = either(link.replay, *p),
-                Fault::Resets(p) => link.reset = either(link.reset, *p),
-                Fault::Partition => link.cut |= sends != hears,
-                Fault::Deaf => link.cut |= hears,
-                Fault::Dumb => link.cut |= sends,
-                Fault::FlipFlop(time) => {
-                    let turns = (now.saturating_sub(event.at)).as_millis() / time.as_millis().max(1);
-                    link.cut |= hears && turns.is_multiple_of(2);
-                }
-                Fault::HalfConnected => {
-                    let one = event.who[0];
-                    let both = sends && hears;
-                    link.cut |= (from == one || to == one) && !both;
-                }
-                Fault::AcceptOnly => {
-                    link.mute |= hears;
-                    link.loss = if hears { 1.0 } else { link.loss };
-                }
-                Fault::Refuse => {
-                    link.refuse |= hears;
-                    link.loss = if hears { 1.0 } else { link.loss };
-                }
-                _ => {}
-            }
-        }
-        for event in active {
-            if event.fault == Fault::Star && (event.who.contains(&from) || event.who.contains(&to)) {
-                link.cut |= from != 0 && to != 0;
-            }
-        }
-        link
-    }
-
-    /// Sets the network as it is at that time.
-    fn weather(&mut self, now: Duration) {
-        let events = self.plan.events.clone();
-        let active: Vec<_> = events.iter().filter(|e| e.at <= now && now < e.end()).collect();
-        for from in 0..self.hosts.len() {
-            for to in 0..self.hosts.len() {
-                if from == to {
-                    continue;
-                }
-                let link = self.link(&active, from, to, now);
-                if *self.links.entry((from, to)).or_insert_with(calm) != link {
-                    self.network.set_link(addr(from), addr(to), link.clone());
-                    self.links.insert((from, to), link);
-                }
-            }
-            let stopped = active.iter().any(|event| {
-                let since = now.saturating_sub(event.at);
-                event.who.contains(&from)
-                    && match event.fault {
-                        Fault::Pause => true,
-                        Fault::Slow(stopped, running) => {
-                            since.as_millis() % (stopped + running).as_millis() < stopped.as_millis()
-                        }
-                        _ => false,
-                    }
-            });
-            match stopped {
-                true => self.network.pause(addr(from)),
-                false => self.network.resume(addr(from)),
-            }
-            let down = active.iter().any(|e| e.fault == Fault::NoNetwork && e.who.contains(&from));
-            let error = down.then_some(std::io::ErrorKind::NetworkUnreachable);
-            self.network.fail_sends(addr(from), error);
-        }
-    }
-
-    /// Whether the network has to be set anew, although nothing begins or ends.
-    fn changes(event: &Event) -> bool {
-        matches!(event.fault, Fault::FlipFlop(_) | Fault::Slow(..))
     }
 
     async fn begins(&mut self, event: &Event) -> Result<(), Broken> {
@@ -360,7 +316,9 @@ impl Sim {
                         self.hosts[i].usurper = other.seeds(Self::seeds()).start().await.ok();
                     }
                 }
-                Fault::Leave => {
+                Fault::Clock(by) => self.hosts[i].store.turn(by),
+                Fault::LeaveApart(_) if i != event.who[0] => {}
+                Fault::Leave | Fault::LeaveApart(_) => {
                     if let Some(node) = self.hosts[i].cluster.clone() {
                         self.hosts[i].left = true;
                         let leave = async move { drop(node.leave(Duration::from_secs(2)).await) };
@@ -383,7 +341,22 @@ impl Sim {
                 // What has not struck by then is not to strike later.
                 self.hosts[i].strikes.disarm();
             }
-            if let Fault::Crash { .. } | Fault::Usurped | Fault::Leave = event.fault {
+            if let Fault::LeaveApart(_) = event.fault
+                && i != event.who[0]
+            {
+                continue;
+            }
+            if let Fault::Clock(by) = event.fault {
+                let up = self.hosts[i].cluster.is_some() && !self.hosts[i].left;
+                if up {
+                    self.stop(i).await?;
+                }
+                self.hosts[i].store.turn(-by);
+                if up {
+                    self.start(i).await?;
+                }
+            }
+            if let Fault::Crash { .. } | Fault::Usurped | Fault::Leave | Fault::LeaveApart(_) = event.fault {
                 if let Some(usurper) = self.hosts[i].usurper.take() {
                     usurper.shutdown().await;
                 }
@@ -411,7 +384,15 @@ impl Sim {
     /// What goes on while faults last.
     fn goes_on(&mut self, event: &Event, step: u64) {
         let each_second = step.is_multiple_of(10);
+        if let Fault::Resets(_) = event.fault
+            && each_second
+        {
+            self.tear(event);
+        }
         for &i in &event.who {
+            if let Fault::Forged(n) = event.fault {
+                self.forge(i, n.div_ceil(10));
+            }
             let host = &self.hosts[i];
             match event.fault {
                 Fault::Panics if each_second => {
@@ -455,49 +436,105 @@ impl Sim {
         }
     }
 
+    /// Packets come to host `i` that nobody of the cluster has sent.
+    fn forge(&mut self, i: usize, n: u32) {
+        let mut one = || {
+            let host = &self.hosts[self.rng.random_range(0..self.hosts.len())];
+            host.cluster.as_ref().map(|node| node.view().local().clone())
+        };
+        let (Some(about), Some(by)) = (one(), one()) else { return };
+        for _ in 0..n {
+            let packet = self.forger.packet(&mut self.rng, &about, &by);
+            let _ = self.network.forge(&packet, seems(&by), addr(i));
+        }
+    }
+
+    /// One of them exchanges states with somebody, and their streams break within a few milliseconds.
+    fn tear(&mut self, event: &Event) {
+        let one = event.who[self.rng.random_range(0..event.who.len())];
+        let other = self.rng.random_range(0..self.hosts.len());
+        let Some(node) = self.hosts[one].cluster.clone().filter(|_| one != other && !self.hosts[one].left)
+        else {
+            return;
+        };
+        let (network, torn) = (self.network.clone(), self.torn.clone());
+        let after = Duration::from_micros(self.rng.random_range(0..12_000));
+        spawn(async move {
+            sleep(after).await;
+            network.reset_streams(addr(one), addr(other));
+        });
+        spawn(async move {
+            let to = addr(other).to_string();
+            torn.set(torn.get() + u64::from(node.join(&[&to]).await.is_err()));
+        });
+    }
+
+    /// Those who were apart tell some of the others what they know.
+    fn meet(&mut self, event: &Event) {
+        for &i in &event.who[1..] {
+            let Some(node) = self.hosts[i].cluster.clone().filter(|_| !self.hosts[i].left) else { continue };
+            let others: Vec<_> = (0..self.hosts.len()).filter(|other| !event.who.contains(other)).collect();
+            let to: Vec<_> =
+                (0..3).map(|_| addr(others[self.rng.random_range(0..others.len())]).to_string()).collect();
+            spawn(async move {
+                let to: Vec<_> = to.iter().map(|to| &**to).collect();
+                drop(node.join(&to).await);
+            });
+        }
+    }
+
+    /// From when time is counted in what is printed, if anything is.
+    fn aloud(&self) -> Option<Instant> {
+        self.plan.aloud.then_some(self.begun)
+    }
+
     /// Looks at everything.
     fn check(&mut self, step: u64) -> Result<(), Broken> {
+        let aloud = self.aloud();
         let Self { hosts, sayings, .. } = self;
-        for host in hosts.iter_mut() {
-            host.listen(sayings)?;
+        for (i, host) in hosts.iter_mut().enumerate() {
+            host.listen(sayings, aloud)?;
             if let Some(node) = &host.cluster {
                 // What has changed without an event is found in time.
-                host.told.compare(&node.view(), step.is_multiple_of(10))?;
+                host.told.compare(&node.view(), (step + i as u64).is_multiple_of(30))?;
             }
         }
         sayings.settle()?;
-        if step.is_multiple_of(10) {
-            self.bounds()?;
-        }
+        self.bounds(step)?;
         if step.is_multiple_of(5) {
+            self.suspicions()?;
             self.false_alarms()?;
         }
         Ok(())
     }
 
-    fn bounds(&self) -> Result<(), Broken> {
+    /// Looks at the metrics of each node once in two seconds.
+    fn bounds(&self, step: u64) -> Result<(), Broken> {
         let config = &self.config;
         for (i, host) in self.hosts.iter().enumerate() {
-            let Some(node) = &host.cluster else { continue };
+            let Some(node) = host.cluster.as_ref().filter(|_| (step + i as u64).is_multiple_of(20)) else {
+                continue;
+            };
             let metrics = node.metrics();
+            let inboxes = metrics.inboxes.iter().map(|(actor, inbox)| (*actor, inbox.waiting));
             let most = (config.control_queue_depth + config.handoff_queue_depth) as u64;
-            for (actor, inbox) in &metrics.inboxes {
-                if inbox.waiting > most {
-                    return broken(
-                        Rule::Bounds,
-                        format_args!("{} wait for {actor} of n{i:03}", inbox.waiting),
-                    );
+            let users = metrics.broadcasts_queued - metrics.news_queued;
+            let bounds = [
+                ("bytes for others", metrics.links_queued_bytes, config.total_queue_bytes as u64),
+                ("pieces of news", metrics.news_queued, config.max_broadcasts as u64),
+                ("broadcasts", users, config.max_user_broadcasts as u64),
+                // Nobody else was ever there.
+                ("members", metrics.members.values().sum(), self.hosts.len() as u64),
+                ("links", metrics.links, config.max_links as u64),
+                ("streams", metrics.streams_open, 2 * config.max_streams as u64),
+                ("score of health", metrics.health_score, u64::from(config.awareness_max_multiplier)),
+                ("accusers", metrics.accusers.len() as u64, 32),
+            ];
+            let all = inboxes.map(|(actor, waiting)| (actor, waiting, most)).chain(bounds);
+            for (what, n, most) in all {
+                if n > most {
+                    return broken(Rule::Bounds, format_args!("{what}: {n} at n{i:03}, at most {most}"));
                 }
-            }
-            if metrics.links_queued_bytes > config.total_queue_bytes as u64 {
-                return broken(
-                    Rule::Bounds,
-                    format_args!("{} bytes wait at n{i:03}", metrics.links_queued_bytes),
-                );
-            }
-            let most = (config.max_broadcasts + config.max_user_broadcasts) as u64;
-            if metrics.broadcasts_queued > most {
-                return broken(Rule::Bounds, format_args!("{} broadcasts", metrics.broadcasts_queued));
             }
             let restarts: u64 = metrics.restarts.values().sum();
             let struck: u64 = host.strikes.hits().values().sum();
@@ -506,6 +543,26 @@ impl Sim {
                     Rule::Panics,
                     format_args!("{restarts} restarts of n{i:03}, {struck} strikes"),
                 );
+            }
+        }
+        Ok(())
+    }
+
+    /// Each suspicion ends: in a refutation, or in a death.
+    fn suspicions(&mut self) -> Result<(), Broken> {
+        let (now, most) = (Instant::now(), Bounds::new(&self.config, self.hosts.len()).max + SLACK);
+        for host in &mut self.hosts {
+            let Some(node) = &host.cluster else { continue };
+            let incarnation = node.view().local().incarnation;
+            if host.word.0 != incarnation {
+                // Who is accused itself begins its suspicions anew.
+                host.word = (incarnation, now);
+            }
+            if let Some((id, since)) = host.told.longest_suspicion()
+                && now.saturating_duration_since(since.max(host.word.1)) > most
+            {
+                let by = node.view().local().id.clone();
+                return broken(Rule::Suspicions, format_args!("{by} suspects {id} for more than {most:?}"));
             }
         }
         Ok(())
@@ -546,15 +603,26 @@ impl Sim {
     /// Whether all hold all for alive, and say the same of each.
     fn agree(&self) -> bool {
         let views: Vec<_> = self.hosts.iter().filter_map(|h| h.cluster.as_ref()).map(Cluster::view).collect();
-        views.iter().all(|view| {
-            views.iter().all(|other| {
-                let local = other.local();
-                view.get(local.name()).is_some_and(|member| {
-                    (&member.id, member.state, member.incarnation, &member.meta)
-                        == (&local.id, MemberState::Alive, local.incarnation, &local.meta)
-                })
-            }) && view.alive_count() == views.len()
-        })
+        let agree = |view: &View, other: &View| {
+            let local = other.local();
+            view.get(local.name()).is_some_and(|member| {
+                (&member.id, member.state, member.incarnation, &member.meta)
+                    == (&local.id, MemberState::Alive, local.incarnation, &local.meta)
+            })
+        };
+        let (one, other) = self.apart.get();
+        if let (Some(one), Some(other)) = (views.get(one), views.get(other))
+            && !agree(one, other)
+        {
+            return false;
+        }
+        for (i, view) in views.iter().enumerate() {
+            if let Some(of) = views.iter().position(|other| !agree(view, other)) {
+                self.apart.set((i, of));
+                return false;
+            }
+        }
+        views.iter().all(|view| view.alive_count() == views.len())
     }
 
     /// Who does not agree, and on what.
@@ -579,30 +647,30 @@ impl Sim {
     async fn tell(&mut self) -> Result<(), Broken> {
         let events = self.plan.events.clone();
         let end = events.iter().map(Event::end).max().unwrap_or_default();
-        let (mut begun, mut over) = (vec![false; events.len()], vec![false; events.len()]);
+        let [mut begun, mut over, mut met] = [(); 3].map(|()| vec![false; events.len()]);
         let mut step = 0;
         loop {
             let now = self.begun.elapsed();
-            let mut anew = false;
+            self.weather.set(&self.network, &events, now);
             for (n, event) in events.iter().enumerate() {
                 if !begun[n] && event.at <= now {
                     begun[n] = true;
-                    anew = true;
                     self.begins(event).await?;
                 }
             }
             for (n, event) in events.iter().enumerate() {
                 if begun[n] && !over[n] && event.end() <= now {
                     over[n] = true;
-                    anew = true;
                     self.ends(event).await?;
                 } else if begun[n] && !over[n] {
-                    anew |= Self::changes(event);
                     self.goes_on(event, step);
                 }
-            }
-            if anew {
-                self.weather(now);
+                if let Fault::LeaveApart(cut) = event.fault
+                    && event.at + cut <= now
+                    && !std::mem::replace(&mut met[n], true)
+                {
+                    self.meet(event);
+                }
             }
             self.check(step)?;
             if now > end && over.iter().all(|over| *over) {
@@ -643,6 +711,99 @@ impl Sim {
         Ok(false)
     }
 
+    /// Nothing is left to be gossiped: no news by now, and what users have broadcast when there was time for it.
+    async fn drained(&mut self, step: &mut u64) -> Result<(), Broken> {
+        let waiting = |this: &Self| {
+            let nodes = this.hosts.iter().filter_map(|host| host.cluster.as_ref());
+            let all = nodes.map(|node| {
+                let metrics = node.metrics();
+                (metrics.broadcasts_queued, metrics.news_queued, node.view().local().id.clone())
+            });
+            all.max().expect("there are nodes")
+        };
+        let (all, news, node) = waiting(self);
+        if news > 0 {
+            return broken(Rule::Bounds, format_args!("{node} has {news} pieces of news in a calm cluster"));
+        }
+        if all == 0 {
+            return Ok(());
+        }
+        // Each packet takes one at least, and each goes as often as gossip does here. Others that this node has not heard
+        // of yet may be as many.
+        let limit = self.config.retransmit_limit(self.hosts.len());
+        let rounds = 2 * all * u64::from(limit) / (self.config.gossip_nodes as u64).max(1);
+        let most = DRAINED + self.config.gossip_interval * u32::try_from(rounds).unwrap_or(u32::MAX);
+        let done = |this: &mut Self| Ok(waiting(this).0 == 0);
+        let begun = Instant::now();
+        while begun.elapsed() < most {
+            if self.watch(step, Duration::from_secs(1), |_| Ok(false)).await? || done(self)? {
+                return Ok(());
+            }
+        }
+        let (left, _, node) = waiting(self);
+        broken(
+            Rule::Bounds,
+            format_args!("{node} had {all} broadcasts, and has {left} of them {most:?} later"),
+        )
+    }
+
+    /// In a calm cluster packets that must do no harm do none; and when somebody is accused without a reason, nobody holds
+    /// it for dead, and all hear its answer.
+    async fn refuted(&mut self, step: &mut u64) -> Result<(), Broken> {
+        let before: Vec<_> = self.hosts.iter().map(|host| host.told.quiet("")).collect();
+        for i in 0..self.hosts.len() {
+            self.forge(i, 5);
+        }
+        self.watch(step, Duration::from_secs(2), |_| Ok(false)).await?;
+        if let Some(i) = (0..before.len()).find(|i| self.hosts[*i].told.quiet("") != before[*i]) {
+            return broken(Rule::Calm, format_args!("forged packets change something at n{i:03}"));
+        }
+        // Under a key only members can accuse.
+        if self.key.is_some() {
+            return Ok(());
+        }
+        let [one, by] = [(); 2].map(|()| self.rng.random_range(0..self.hosts.len()));
+        let to = (one + 1 + self.rng.random_range(0..self.hosts.len() - 1)) % self.hosts.len();
+        let of = |this: &Self, i: usize| {
+            this.hosts[i].cluster.as_ref().map(|node| node.view().local().clone()).expect("all run")
+        };
+        let (about, by) = (of(self, one), of(self, by));
+        let packet = self.forger.accusation(&about, &by);
+        let _ = self.network.forge(&packet, seems(&by), addr(to));
+        // How many hold it for alive, with a word that is newer than what was said of it.
+        let heard = |this: &Self| {
+            let name = about.name();
+            let nodes = this.hosts.iter().filter_map(|host| host.cluster.as_ref());
+            let heard = nodes.filter_map(|node| node.view().get(name).cloned()).filter(|member| {
+                member.state == MemberState::Alive && member.incarnation > about.incarnation
+            });
+            heard.count()
+        };
+        for (within, of_ten) in [(REFUTED, 9), (HEARD, 10)] {
+            let wanted = self.hosts.len() * of_ten / 10;
+            let enough = self
+                .watch(step, within, |this| {
+                    if this.hosts.iter().any(|host| host.told.holds(about.name()) == Some(MemberState::Dead))
+                    {
+                        return broken(
+                            Rule::Refutations,
+                            format_args!("{} is accused, and held for dead", about.id),
+                        );
+                    }
+                    Ok(heard(this) >= wanted)
+                })
+                .await?;
+            if !enough {
+                let how = format!("{} is accused; {} of {wanted} have its answer", about.id, heard(self));
+                return broken(Rule::Refutations, how);
+            }
+        }
+        if !self.agree() {
+            return broken(Rule::Calm, self.disagreements());
+        }
+        Ok(())
+    }
+
     /// All agree, and nothing goes wrong any more: then nothing happens, but for one node that dies, or leaves, and
     /// comes back.
     async fn calm(&mut self, mut step: u64) -> Result<(), Broken> {
@@ -654,18 +815,8 @@ impl Sim {
                 return broken(Rule::Health, format_args!("n{i:03} has a score of {}", metrics.health_score));
             }
         }
-        // What users have broadcast may take longer.
-        let gossips =
-            |host: &Host| host.cluster.as_ref().is_some_and(|node| node.metrics().broadcasts_queued > 0);
-        let gossip = |this: &Self| this.hosts.iter().position(gossips);
-        if gossip(self).is_some()
-            && !self.watch(&mut step, DRAINED, |this| Ok(gossip(this).is_none())).await?
-        {
-            return broken(
-                Rule::Bounds,
-                format_args!("n{:03} gossips in a calm cluster", gossip(self).unwrap_or_default()),
-            );
-        }
+        self.drained(&mut step).await?;
+        self.refuted(&mut step).await?;
         let one = self.rng.random_range(0..self.hosts.len());
         let name = format!("n{one:03}");
         let node = self.hosts[one].cluster.clone().filter(|_| self.rng.random::<bool>());
@@ -679,9 +830,11 @@ impl Sim {
             None => self.stop(one).await?,
         }
         // Nothing happens to any other one.
-        let quiet = |this: &Self| {
+        let mut seen = vec![None; self.hosts.len()];
+        let mut quiet = |this: &Self| {
             let mut changed = this.hosts.iter().zip(&before).enumerate().filter(|(i, (host, before))| {
-                *i != one && host.cluster.is_some() && host.told.quiet(&name) != **before
+                let fresh = std::mem::replace(&mut seen[*i], host.told.rev()) != host.told.rev();
+                fresh && *i != one && host.cluster.is_some() && host.told.quiet(&name) != **before
             });
             match changed.next() {
                 Some((i, _)) => {
@@ -740,18 +893,41 @@ impl Sim {
 
 impl Host {
     /// Hears what its node has told its subscriber.
-    fn listen(&mut self, sayings: &mut Sayings) -> Result<(), Broken> {
+    fn listen(&mut self, sayings: &mut Sayings, aloud: Option<Instant>) -> Result<(), Broken> {
         let Some(events) = &mut self.events else { return Ok(()) };
         while let Some(Some(event)) = events.next().now_or_never() {
+            if let Some(begun) = aloud {
+                println!("{:>9.3} {}", begun.elapsed().as_secs_f64(), self.told.line(&event));
+            }
             self.told.hear(&event, sayings)?;
         }
         Ok(())
     }
 }
 
-/// A link without faults.
-fn calm() -> Link {
-    Link { latency: Duration::from_micros(300)..Duration::from_millis(2), ..Link::default() }
+/// The settings of a run. Each of those that change how verdicts come about is off in a quarter of the runs.
+fn drawn(rng: &mut Xoshiro256PlusPlus) -> Config {
+    let mut on = || rng.random_range(0..4) > 0;
+    Config {
+        link_window: Duration::from_secs(10),
+        own_verdicts: on(),
+        early_verdicts: on(),
+        count_refusals: on(),
+        gossip_at_once: on(),
+        ..Config::lan()
+    }
+}
+
+/// As a script does at the start of a machine: it tries until somebody is reached, for a while.
+async fn join_once(node: Cluster) {
+    let seeds = Sim::seeds();
+    let seeds: Vec<_> = seeds.iter().map(|seed| &**seed).collect();
+    for _ in 0..10 {
+        if node.join(&seeds).await.is_ok() {
+            return;
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
 }
 
 #[allow(clippy::disallowed_methods)]
@@ -786,6 +962,7 @@ fn run_with(plan: &Plan, trace: Option<Trace>) -> Report {
                 *sim.report.heard.entry(kind).or_default() += n;
             }
         }
+        (sim.report.network, sim.report.torn) = (sim.network.stats(), sim.torn.get());
         for i in 0..sim.hosts.len() {
             let _ = sim.stop(i).await;
             if let Some(usurper) = sim.hosts[i].usurper.take() {

@@ -35,7 +35,10 @@ pub enum Fault {
     Replay(f64),
     /// Bytes of no meaning come in from nowhere, so many datagrams a second.
     Noise(u32),
-    /// Streams break in the middle.
+    /// Well-formed packets come in from nowhere that must do no harm, so many a second: of another cluster, under another
+    /// key, answers to what nobody asked, accusations of runs that never were.
+    Forged(u32),
+    /// Streams break in the middle, and exchanges of states between the question and the answer.
     Resets(f64),
     /// Nothing passes between them and the others.
     Partition,
@@ -68,6 +71,11 @@ pub enum Fault {
     Usurped,
     /// Left, and comes back.
     Leave,
+    /// For so long nothing passes between them and the others, and the first of them leaves meanwhile. Then the rest of
+    /// them tell some of the others all that they know. In the end the first one comes back.
+    LeaveApart(Duration),
+    /// The clock on the wall is wrong by so many seconds; when it is set right, the node is started again.
+    Clock(i64),
     /// Panics in its actors, one a second.
     Panics,
     /// Says something else of itself, each second.
@@ -91,6 +99,7 @@ impl Fault {
             Self::Truncate(_) => "truncate",
             Self::Replay(_) => "replay",
             Self::Noise(_) => "noise",
+            Self::Forged(_) => "forged",
             Self::Resets(_) => "resets",
             Self::Partition => "partition",
             Self::Deaf => "deaf",
@@ -107,6 +116,8 @@ impl Fault {
             Self::Crash { file: false } => "crash-forgetful",
             Self::Usurped => "usurped",
             Self::Leave => "leave",
+            Self::LeaveApart(_) => "leave-apart",
+            Self::Clock(_) => "clock",
             Self::Panics => "panics",
             Self::Updates => "updates",
             Self::Traffic(_) => "traffic",
@@ -114,7 +125,7 @@ impl Fault {
     }
 
     /// All names.
-    pub const NAMES: [&'static str; 30] = [
+    pub const NAMES: [&'static str; 33] = [
         "loss",
         "lossy",
         "bursts",
@@ -126,6 +137,7 @@ impl Fault {
         "truncate",
         "replay",
         "noise",
+        "forged",
         "resets",
         "partition",
         "deaf",
@@ -142,6 +154,8 @@ impl Fault {
         "crash-forgetful",
         "usurped",
         "leave",
+        "leave-apart",
+        "clock",
         "panics",
         "updates",
         "traffic",
@@ -149,50 +163,65 @@ impl Fault {
 
     /// Whether nobody may be held for dead because of it.
     pub fn is_harmless(&self) -> bool {
-        matches!(self, Self::Duplicate(_) | Self::Noise(_) | Self::Panics | Self::Updates | Self::Traffic(_))
+        matches!(
+            self,
+            Self::Duplicate(_)
+                | Self::Noise(_)
+                | Self::Forged(_)
+                | Self::Panics
+                | Self::Updates
+                | Self::Traffic(_)
+        )
     }
 
-    fn draw(rng: &mut Xoshiro256PlusPlus) -> Self {
+    /// The fault of that name, with strengths that are drawn.
+    fn draw(name: &str, rng: &mut Xoshiro256PlusPlus) -> Self {
         let ms = |rng: &mut Xoshiro256PlusPlus, range: std::ops::Range<u64>| {
             Duration::from_millis(rng.random_range(range))
         };
-        match rng.random_range(0..Self::NAMES.len()) {
-            0 => Self::Loss(rng.random_range(0.05..0.4)),
-            1 => {
+        match name {
+            "loss" => Self::Loss(rng.random_range(0.05..0.4)),
+            "lossy" => {
                 let inward = rng.random::<bool>();
                 Self::Lossy { to: if inward { 0.8 } else { 0.0 }, from: if inward { 0.0 } else { 0.8 } }
             }
-            2 => Self::Bursts(Bursts {
+            "bursts" => Self::Bursts(Bursts {
                 begin: rng.random_range(0.005..0.05),
                 end: rng.random_range(0.05..0.3),
                 loss: rng.random_range(0.5..1.0),
             }),
-            3 => Self::Duplicate(rng.random_range(0.05..0.5)),
-            4 => Self::Reorder(rng.random_range(0.05..0.5), ms(rng, 5..400)),
-            5 => Self::Latency(ms(rng, 10..300)),
-            6 => Self::Largest(rng.random_range(300..1200)),
-            7 => Self::Corrupt(rng.random_range(0.01..0.3)),
-            8 => Self::Truncate(rng.random_range(0.01..0.3)),
-            9 => Self::Replay(rng.random_range(0.05..0.5)),
-            10 => Self::Noise(rng.random_range(5..100)),
-            11 => Self::Resets(rng.random_range(0.01..0.3)),
-            12 => Self::Partition,
-            13 => Self::Deaf,
-            14 => Self::Dumb,
-            15 => Self::FlipFlop([ms(rng, 500..5_000), Duration::from_secs(20)][rng.random_range(0..2)]),
-            16 => Self::HalfConnected,
-            17 => Self::Star,
-            18 => Self::AcceptOnly,
-            19 => Self::Refuse,
-            20 => Self::Pause,
-            21 => Self::Slow(ms(rng, 100..8_000), ms(rng, 10..4_000)),
-            22 => Self::NoNetwork,
-            23 => Self::Crash { file: true },
-            24 => Self::Crash { file: false },
-            25 => Self::Usurped,
-            26 => Self::Leave,
-            27 => Self::Panics,
-            28 => Self::Updates,
+            "duplicate" => Self::Duplicate(rng.random_range(0.05..0.5)),
+            "reorder" => Self::Reorder(rng.random_range(0.05..0.5), ms(rng, 5..400)),
+            "latency" => Self::Latency(ms(rng, 10..300)),
+            "largest" => Self::Largest(rng.random_range(150..1000)),
+            "corrupt" => Self::Corrupt(rng.random_range(0.01..0.3)),
+            "truncate" => Self::Truncate(rng.random_range(0.01..0.3)),
+            "replay" => Self::Replay(rng.random_range(0.05..0.5)),
+            "noise" => Self::Noise(rng.random_range(5..100)),
+            "forged" => Self::Forged(rng.random_range(5..50)),
+            "resets" => Self::Resets(rng.random_range(0.01..0.3)),
+            "partition" => Self::Partition,
+            "deaf" => Self::Deaf,
+            "dumb" => Self::Dumb,
+            "flip-flop" => {
+                Self::FlipFlop([ms(rng, 500..5_000), Duration::from_secs(20)][rng.random_range(0..2)])
+            }
+            "half-connected" => Self::HalfConnected,
+            "star" => Self::Star,
+            "accept-only" => Self::AcceptOnly,
+            "refuse" => Self::Refuse,
+            "pause" => Self::Pause,
+            "slow" => Self::Slow(ms(rng, 100..8_000), ms(rng, 10..4_000)),
+            "no-network" => Self::NoNetwork,
+            "crash" => Self::Crash { file: true },
+            "crash-forgetful" => Self::Crash { file: false },
+            "usurped" => Self::Usurped,
+            "leave" => Self::Leave,
+            "leave-apart" => Self::LeaveApart(ms(rng, 2_000..9_000)),
+            // Minutes; and days, after which a record of the last run is too old, or comes from the future.
+            "clock" => Self::Clock([-400_000, -300, 300, 400_000][rng.random_range(0..4)]),
+            "panics" => Self::Panics,
+            "updates" => Self::Updates,
             _ => Self::Traffic(rng.random_range(1..20)),
         }
     }
@@ -227,14 +256,26 @@ impl fmt::Display for Event {
 
 /// All that goes wrong in a run, of `nodes` nodes, within `horizon`.
 pub fn draw(rng: &mut Xoshiro256PlusPlus, nodes: usize, horizon: Duration) -> Vec<Event> {
-    // A few kinds each time, and those often: what only goes wrong together would else hardly ever.
-    let kinds: Vec<_> = (0..rng.random_range(4..=10)).map(|_| Fault::draw(rng)).collect();
+    // A few kinds each time, and those often: what only goes wrong together would else hardly ever. Nine of 33 on average,
+    // so that each is in more than a quarter of the runs.
+    let mut names = Fault::NAMES.to_vec();
+    let kinds: Vec<_> = (0..rng.random_range(6..=12))
+        .map(|_| {
+            let name = names.swap_remove(rng.random_range(0..names.len()));
+            Fault::draw(name, rng)
+        })
+        .collect();
     let mut events: Vec<Event> = Vec::new();
     // Each of them at least once.
     for n in 0..kinds.len() + rng.random_range(0..8) {
-        let at = horizon.mul_f64(rng.random_range(0.0..0.9));
-        let lasts = (horizon - at).mul_f64(rng.random_range(0.05..1.0));
+        let mut at = horizon.mul_f64(rng.random_range(0.0..0.9));
+        let mut lasts = (horizon - at).mul_f64(rng.random_range(0.05..1.0));
         let fault = kinds[if n < kinds.len() { n } else { rng.random_range(0..kinds.len()) }].clone();
+        if let Fault::LeaveApart(cut) = fault {
+            // Time enough for both its parts.
+            lasts = lasts.max(cut + cut);
+            at = at.min(horizon - lasts);
+        }
         let many = match fault {
             // The whole network, at times.
             Fault::Loss(_)
@@ -253,13 +294,14 @@ pub fn draw(rng: &mut Xoshiro256PlusPlus, nodes: usize, horizon: Duration) -> Ve
             }
             Fault::Partition => rng.random_range(1..=nodes / 2),
             Fault::HalfConnected => rng.random_range(2..=3),
+            Fault::LeaveApart(_) => rng.random_range(2..=(nodes / 3).max(2)),
             Fault::Crash { .. } | Fault::Usurped | Fault::Leave => rng.random_range(1..=(nodes / 4).max(1)),
             _ => rng.random_range(1..=(nodes / 6).max(1)),
         };
         let mut all: Vec<_> = (0..nodes).collect();
         let mut who: Vec<_> =
             (0..many.min(nodes)).map(|_| all.swap_remove(rng.random_range(0..all.len()))).collect();
-        if !matches!(fault, Fault::HalfConnected) {
+        if !matches!(fault, Fault::HalfConnected | Fault::LeaveApart(_)) {
             who.sort_unstable();
         }
         events.push(Event { at, lasts, fault, who });
@@ -269,7 +311,10 @@ pub fn draw(rng: &mut Xoshiro256PlusPlus, nodes: usize, horizon: Duration) -> Ve
     for at in 1..events.len() {
         let (before, after) = events.split_at_mut(at);
         let troubled = |event: &&Event| {
-            let stops = matches!(event.fault, Fault::Crash { .. } | Fault::Usurped | Fault::Leave);
+            let stops = matches!(
+                event.fault,
+                Fault::Crash { .. } | Fault::Usurped | Fault::Leave | Fault::LeaveApart(_)
+            );
             !stops && !event.fault.is_harmless() && event.who.len() <= (nodes / 4).max(1)
         };
         if let (Fault::Leave, Some(event)) = (&after[0].fault, before.iter().rev().find(troubled)) {
@@ -289,10 +334,12 @@ mod tests {
     fn a_schedule_is_a_function_of_its_seed_and_each_fault_comes_up() {
         let of = |seed| draw(&mut Xoshiro256PlusPlus::seed_from_u64(seed), 12, Duration::from_secs(60));
         assert_eq!(of(7), of(7));
-        let all: Vec<_> = (0..200).map(of).collect();
+        let all: Vec<_> = (0..1000).map(of).collect();
         for name in Fault::NAMES {
+            let drawn = Fault::draw(name, &mut Xoshiro256PlusPlus::seed_from_u64(1));
+            assert_eq!(drawn.name(), name);
             let with = all.iter().filter(|events| events.iter().any(|e| e.fault.name() == name)).count();
-            assert!(with >= 10, "{name}: {with} of 200");
+            assert!(with >= 200, "{name}: {with} of 1000");
         }
         let mut kinds: Vec<_> = all
             .iter()
@@ -301,7 +348,7 @@ mod tests {
             })
             .collect();
         kinds.sort_unstable();
-        assert!(kinds[100] >= 3, "at least three in the median");
+        assert!(kinds[500] >= 3, "at least three in the median");
         assert!(all.iter().flatten().all(|event| event.end() <= Duration::from_secs(60)));
     }
 }

@@ -222,7 +222,7 @@ impl MemoryNetwork {
         self.with(|state| {
             state.cuts.remove(&(from, to));
             state.links.insert((from, to), link);
-            state.release();
+            state.release_one((from, to));
         });
     }
 
@@ -258,7 +258,7 @@ impl MemoryNetwork {
     pub fn mend(&self, from: SocketAddr, to: SocketAddr) {
         self.with(|state| {
             state.cuts.insert((from, to), false);
-            state.release();
+            state.release_one((from, to));
         });
     }
 

@@ -1,8 +1,10 @@
 //! Everything a network in memory knows: links, endpoints, streams, and the schedule of what is on its way.
-//! Ordered maps only, so that no iteration depends on the process.
+//! Ordered maps only, so that no iteration depends on the process; but for the links, which are looked up for each
+//! datagram, by a hash that is the same in each process, and whose order nothing depends on.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, hash_map::DefaultHasher},
+    hash::BuildHasherDefault,
     io,
     net::{IpAddr, SocketAddr},
     task::{Context, Poll, Waker},
@@ -40,7 +42,7 @@ pub(super) struct State {
     pub(super) tap: Option<Tap>,
     pub(super) stats: Stats,
     pub(super) default: Link,
-    pub(super) links: BTreeMap<Pair, Link>,
+    pub(super) links: HashMap<Pair, Link, BuildHasherDefault<DefaultHasher>>,
     /// Links from an address, and to one, where a pair has none of its own.
     pub(super) outward: BTreeMap<SocketAddr, Link>,
     pub(super) inward: BTreeMap<SocketAddr, Link>,
@@ -112,7 +114,7 @@ impl State {
             tap: None,
             stats: Stats::default(),
             default: Link::default(),
-            links: BTreeMap::new(),
+            links: HashMap::default(),
             outward: BTreeMap::new(),
             inward: BTreeMap::new(),
             cuts: BTreeMap::new(),
@@ -150,9 +152,14 @@ impl State {
     }
 
     fn is_cut(&self, pair: Pair) -> bool {
+        self.is_cut_unless(pair, self.link(pair).cut)
+    }
+
+    /// The same where it is known what the link says.
+    fn is_cut_unless(&self, pair: Pair, link: bool) -> bool {
         self.unplugged.contains(&pair.0)
             || self.unplugged.contains(&pair.1)
-            || self.cuts.get(&pair).copied().unwrap_or_else(|| self.link(pair).cut)
+            || self.cuts.get(&pair).copied().unwrap_or(link)
     }
 
     pub(super) fn chance(&mut self, probability: f64) -> bool {
@@ -170,7 +177,12 @@ impl State {
     }
 
     pub(super) fn schedule(&mut self, pair: Pair, extra: Duration, delivery: Delivery) {
-        let due = Instant::now() + self.latency(pair) + extra;
+        let latency = self.link(pair).latency.clone();
+        self.send_on(latency, extra, delivery);
+    }
+
+    fn send_on(&mut self, latency: std::ops::Range<Duration>, extra: Duration, delivery: Delivery) {
+        let due = Instant::now() + self.between(latency) + extra;
         self.schedule.insert((due, self.sequence), delivery);
         self.sequence += 1;
         self.earlier |= self.armed.is_none_or(|armed| due < armed);
@@ -241,12 +253,16 @@ impl State {
 
     /// Sends on what was held, where the link is whole again.
     pub(super) fn release(&mut self) {
-        for (pair, held) in std::mem::take(&mut self.held) {
-            if self.is_cut(pair) || self.link(pair).mute {
-                self.held.insert(pair, held);
-            } else {
-                held.into_iter().for_each(|each| self.schedule(pair, Duration::ZERO, each));
-            }
+        for pair in self.held.keys().copied().collect::<Vec<_>>() {
+            self.release_one(pair);
+        }
+    }
+
+    /// The same of one link.
+    pub(super) fn release_one(&mut self, pair: Pair) {
+        if self.held.contains_key(&pair) && !self.is_cut(pair) && !self.link(pair).mute {
+            let held = self.held.remove(&pair).unwrap_or_default();
+            held.into_iter().for_each(|each| self.schedule(pair, Duration::ZERO, each));
         }
     }
 
@@ -324,12 +340,13 @@ impl State {
             tap.datagram(from, to, datagram);
         }
 
-        if self.is_cut(pair) {
+        let link = self.link(pair).clone();
+        if self.is_cut_unless(pair, link.cut) {
             self.stats.cut += 1;
             self.record("lost", pair, datagram);
             return Ok(());
         }
-        let Link { loss, duplicate, reorder, reorder_by, bursts, largest, replay, .. } = *self.link(pair);
+        let Link { latency, loss, duplicate, reorder, reorder_by, bursts, largest, replay, .. } = link;
         if datagram.len() > largest {
             self.stats.too_large += 1;
             self.record("lost", pair, datagram);
@@ -343,11 +360,11 @@ impl State {
         self.record("datagram", pair, datagram);
         let copies = if self.chance(duplicate) { 2 } else { 1 };
         self.stats.duplicated += copies - 1;
-        let payload = self.spoilt(pair, datagram);
+        let payload = self.spoilt(link.corrupt, link.truncate, datagram);
         for _ in 0..copies {
             let late = self.chance(reorder);
             let extra = if late { self.between(Duration::ZERO..reorder_by) } else { Duration::ZERO };
-            self.schedule(pair, extra, Delivery::Datagram { payload: payload.clone(), from, to });
+            self.send_on(latency.clone(), extra, Delivery::Datagram { payload: payload.clone(), from, to });
         }
         if replay > 0.0 {
             self.replay(pair, payload, replay);
@@ -368,8 +385,7 @@ impl State {
     }
 
     /// A datagram as it arrives.
-    fn spoilt(&mut self, pair: Pair, datagram: &[u8]) -> Bytes {
-        let Link { corrupt, truncate, .. } = *self.link(pair);
+    fn spoilt(&mut self, corrupt: f64, truncate: f64, datagram: &[u8]) -> Bytes {
         let (corrupt, truncate) = (self.chance(corrupt), self.chance(truncate));
         if !corrupt && !truncate || datagram.is_empty() {
             return Bytes::copy_from_slice(datagram);
