@@ -1,7 +1,7 @@
 //! `simulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]`: clusters under faults that are drawn
-//! from seeds. `simulate run SEED [--nodes N] [--aloud] [--hash]` says what happens in one, with each
-//! event that a node tells, or the hash of it, and `simulate shrink
-//! SEED [--nodes N]` what of that a failure needs.
+//! from seeds. `simulate run SEED [--nodes N] [--aloud] [--hash]` says what happens in one, with each event that a node
+//! tells, or the hash of it, and `simulate shrink SEED [--nodes N]` what of that a failure needs. `simulate experiment
+//! NAME` measures, and `simulate plot` draws that.
 
 use std::{ops::Range, process::ExitCode, time::Instant};
 
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         Ok(good) => ExitCode::from(u8::from(!good)),
         Err(why) => {
             eprintln!(
-                "{why}\n\nsimulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]\nsimulate run SEED [--nodes N] [--aloud] [--hash]\nsimulate shrink SEED [--nodes N]\nsimulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json] [--set NAME=VALUE]"
+                "{why}\n\nsimulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]\nsimulate run SEED [--nodes N] [--aloud] [--hash]\nsimulate shrink SEED [--nodes N]\nsimulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json] [--set NAME=VALUE]\nsimulate plot grid|detection [COLUMN] < lines of JSON > SVG"
             );
             ExitCode::from(2)
         }
@@ -42,6 +42,9 @@ fn command(args: Vec<String>) -> Result<bool, String> {
     let what = words.next().ok_or("what is to be done?")?;
     if what == "experiment" {
         return experiment(words);
+    }
+    if what == "plot" {
+        return plot(words);
     }
     let mut options = Options {
         seeds: 0..100,
@@ -156,6 +159,14 @@ fn experiment<'a>(mut words: impl Iterator<Item = &'a String>) -> Result<bool, S
     }
     let rows = experiments::run(name, &options).ok_or_else(known)?;
     print!("{}", if json { experiments::json(&rows) } else { experiments::markdown(&rows) });
+    Ok(true)
+}
+
+/// `simulate plot grid [COLUMN]` or `simulate plot detection`: a chart of what an experiment has printed with `--json`.
+fn plot<'a>(mut words: impl Iterator<Item = &'a String>) -> Result<bool, String> {
+    let chart = words.next().ok_or("which chart?")?;
+    let lines = std::io::read_to_string(std::io::stdin()).map_err(|error| error.to_string())?;
+    println!("{}", experiments::plot(chart, words.next().map(String::as_str), &lines)?.trim_end());
     Ok(true)
 }
 

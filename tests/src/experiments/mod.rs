@@ -9,6 +9,7 @@ mod leave;
 mod load;
 mod partial;
 mod pause;
+mod plot;
 mod policy;
 mod rapid;
 mod restart;
@@ -28,6 +29,7 @@ use actix_memberlist::Config;
 pub use fleet::Fleet;
 pub use heard::{Heard, Said};
 pub use load::{Load, Rates};
+pub use plot::plot;
 pub use policy::Policy;
 pub use table::{Figure, Row, json, markdown, quantile};
 
