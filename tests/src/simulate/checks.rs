@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
     sync::Arc,
+    time::Duration,
 };
 
 use actix_memberlist::{Accusation, Evidence, Member, MemberEvent, MemberState, NodeId, View};
@@ -126,8 +127,11 @@ pub(super) struct Sayings {
     /// Who has ever suspected whom, by their names.
     suspected: BTreeSet<(Arc<str>, Arc<str>)>,
     /// Deaths of which it is still to be seen whether the accuser has suspected the member.
-    open: Vec<(Arc<str>, Arc<str>, String)>,
+    open: Vec<(Arc<str>, Arc<str>, String, Instant)>,
 }
+
+/// An actor that panicked tells within this time what it has sent before.
+pub(super) const LATE: Duration = Duration::from_secs(5);
 
 /// Helpers that a probe asks at most.
 const HELPERS: u8 = 3;
@@ -184,17 +188,21 @@ impl Sayings {
             if at == Some(by) {
                 return broken(Rule::Accusers, how);
             }
-            self.open.push((by.clone(), name, how));
+            self.open.push((by.clone(), name, how, Instant::now()));
         }
         Ok(())
     }
 
-    /// All who were heard in this step have been: whoever is said to have suspected a member, has.
-    pub(super) fn settle(&mut self) -> Result<(), Broken> {
-        for (by, name, how) in std::mem::take(&mut self.open) {
-            if !self.suspected.contains(&(by, name)) {
+    /// Whoever is said to have suspected a member, has: when all are heard, and those who panicked run again.
+    pub(super) fn settle(&mut self, within: Duration) -> Result<(), Broken> {
+        for (by, name, how, since) in std::mem::take(&mut self.open) {
+            if self.suspected.contains(&(by.clone(), name.clone())) {
+                continue;
+            }
+            if since.elapsed() >= within {
                 return broken(Rule::Accusers, how);
             }
+            self.open.push((by, name, how, since));
         }
         Ok(())
     }
@@ -493,7 +501,7 @@ mod tests {
             let at = Instant::now().into_std();
             let why = Accusation { by: by.into(), confirmed_by, evidence, at };
             let dead = member("a", 1, 1, MemberState::Dead);
-            sayings.weigh(&dead, &why, None).and_then(|()| sayings.settle()).is_ok()
+            sayings.weigh(&dead, &why, None).and_then(|()| sayings.settle(Duration::ZERO)).is_ok()
         };
         let seen = |helpers, nacks| Evidence::NoAnswer { direct: true, helpers, nacks, healthy: true };
         assert!(weigh("x", &["y", "z"], seen(3, 3)));

@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    checks::{Broken, Rule, Sayings, Told, broken},
+    checks::{Broken, LATE, Rule, Sayings, Told, broken},
     forge::{Forger, seems},
     schedule::{Event, Fault, draw},
     weather::{Weather, calm},
@@ -499,7 +499,7 @@ impl Sim {
                 host.told.compare(&node.view(), (step + i as u64).is_multiple_of(30))?;
             }
         }
-        sayings.settle()?;
+        sayings.settle(LATE)?;
         self.bounds(step)?;
         if step.is_multiple_of(5) {
             self.suspicions()?;
