@@ -102,6 +102,11 @@ pub struct Config {
     /// once. If not, a refusal is worth as much as silence.
     pub count_refusals: bool,
 
+    /// Whether it matters who accuses: what dead members say of others counts nothing, and an accusation stays at home
+    /// if none of its helpers, two or more, has said so much as that it has no answer (which takes `early_nacks`). If
+    /// not, one member that hears nobody makes all others suspect each other.
+    pub weigh_accusers: bool,
+
     /// How long a member that flaps has to go without a well-founded accusation, by anybody, before it is held for alive
     /// again: one that dies once more within ten times this after a death, or was found to be unsteady
     /// (`flap_limit`). Where many flap at once nobody has to. Longer than what is to be ridden out, such as a path that
@@ -298,6 +303,7 @@ impl Config {
             early_verdicts: true,
             count_refusals: true,
             gossip_at_once: true,
+            weigh_accusers: true,
             flap_probation: secs(30),
             flap_limit: 8,
             gossip_interval: ms(200),

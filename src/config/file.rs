@@ -58,6 +58,7 @@ settings! {
     early_verdicts: bool,
     count_refusals: bool,
     gossip_at_once: bool,
+    weigh_accusers: bool,
     flap_probation: Span,
     flap_limit: u32,
     gossip_interval: Span,

@@ -263,7 +263,7 @@ impl Members {
             return Err(Ignored::Accuser);
         }
         let name = record.id.shared_name();
-        let broadcast = || m.evidence.is_heard().then(|| (name.clone(), Message::Suspect(m.clone())));
+        let broadcast = || self.is_heard(m.evidence).then(|| (name.clone(), Message::Suspect(m.clone())));
         match record.state {
             MemberState::Alive => {
                 let accusation = Accusation {
@@ -284,7 +284,7 @@ impl Members {
                 let suspicion = Suspicion::new(bounds, m.from.clone(), m.evidence, now);
                 let member = Arc::new(record.turned(MemberState::Suspect, m.incarnation, now));
                 // Nobody else hears of it; so the accused has to hear it from here, to refute.
-                let alone = !m.evidence.is_heard() && m.from == *self.local.id.shared_name();
+                let alone = !self.is_heard(m.evidence) && m.from == *self.local.id.shared_name();
                 let tell = alone.then(|| (record.addr, record.id.run(), Message::Suspect(m.clone())));
                 let change = Change::Suspected { member: member.clone(), why: accusation.clone() };
                 Ok(Decision {
@@ -315,8 +315,14 @@ impl Members {
         }
     }
 
+    /// Whether others are to hear of an accusation. Where nacks come too late, that there are none says nothing.
+    fn is_heard(&self, evidence: Evidence) -> bool {
+        evidence.is_heard() || !(self.config.weigh_accusers && self.config.early_nacks)
+    }
+
+    /// Whether what a member says of others counts nothing.
     fn is_gone(&self, name: &str) -> bool {
-        self.roster.get(name).is_some_and(|member| member.state.is_gone())
+        self.config.weigh_accusers && self.roster.get(name).is_some_and(|member| member.state.is_gone())
     }
 
     /// This node's own judgement of a member.
@@ -360,7 +366,7 @@ impl Members {
             at: now,
         };
         // Whoever hears nobody judges for itself alone.
-        let heard = m.evidence.is_heard() || !m.confirmed_by.is_empty();
+        let heard = self.is_heard(m.evidence) || !m.confirmed_by.is_empty();
         let change = if state == MemberState::Left {
             Change::Left { member: member.clone(), why: said() }
         } else {

@@ -1115,6 +1115,9 @@ fn what_the_gone_say_of_others_counts_nothing() {
     accuse_x(&mut bench, 5, 2).unwrap();
     assert_eq!(accuse_x(&mut bench, 5, 1).unwrap_err(), Ignored::Accuser);
     assert!(accuse_x(&mut bench, 5, 3).unwrap().confirmed.is_some());
+    let mut bench = Bench::with_x_and(Config { weigh_accusers: false, ..believing() });
+    bench.dead("other1", RUN, 1, "a").unwrap();
+    assert_eq!(names(&accuse_x(&mut bench, 5, 1).unwrap()), ["suspected"]);
 }
 
 #[test]
@@ -1137,6 +1140,13 @@ fn who_hears_nobody_judges_for_itself_alone() {
     let decision = bench.table.on_time(bench.now, &mut bench.rng).unwrap();
     let effects = bench.table.apply(decision, bench.now);
     assert_eq!((names(&effects), effects.broadcast.is_none()), (vec!["dead"], true));
+    // Where nacks come too late, or where it does not matter who accuses, it says nothing that there are none.
+    for config in
+        [Config { early_nacks: false, ..believing() }, Config { weigh_accusers: false, ..believing() }]
+    {
+        let mut bench = Bench::with_x_and(config);
+        assert!(accuse(&mut bench, deaf).broadcast.is_some());
+    }
     // One helper that says so much as that it has no answer is enough; and so is one other accuser.
     let mut bench = Bench::with_x();
     let heard = Evidence::NoAnswer { direct: true, helpers: 3, nacks: 1, healthy: true };

@@ -1,5 +1,5 @@
 //! `simulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]`: clusters under faults that are drawn
-//! from seeds. `simulate run SEED [--nodes N] [--aloud] [--hash]` says what happens in one, with each event that a node
+//! from seeds. `simulate run SEED [--nodes N] [--aloud] [--hash] [--trace]` says what happens in one, with each event that a node
 //! tells, or the hash of it, and `simulate shrink SEED [--nodes N]` what of that a failure needs. `simulate experiment
 //! NAME` measures, and `simulate plot` draws that.
 
@@ -7,7 +7,7 @@ use std::{ops::Range, process::ExitCode, time::Instant};
 
 use memberlist_tests::{
     experiments,
-    simulate::{Campaign, KINDS, Plan, Report, STATES, hash, run, shrink},
+    simulate::{Campaign, KINDS, Plan, Report, STATES, hash, run, shrink, trace},
 };
 
 fn main() -> ExitCode {
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         Ok(good) => ExitCode::from(u8::from(!good)),
         Err(why) => {
             eprintln!(
-                "{why}\n\nsimulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]\nsimulate run SEED [--nodes N] [--aloud] [--hash]\nsimulate shrink SEED [--nodes N]\nsimulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json] [--set NAME=VALUE]\nsimulate plot grid|detection [COLUMN] < lines of JSON > SVG"
+                "{why}\n\nsimulate campaign --seeds A..B [--nodes N|A..B] [--threads N] [--failures N]\nsimulate run SEED [--nodes N] [--aloud] [--hash] [--trace]\nsimulate shrink SEED [--nodes N]\nsimulate experiment NAME [--nodes N] [--policy memberlist|ours] [--runs N] [--seed N] [--threads N] [--json] [--set NAME=VALUE]\nsimulate plot grid|detection [COLUMN] < lines of JSON > SVG"
             );
             ExitCode::from(2)
         }
@@ -27,6 +27,7 @@ struct Options {
     seeds: Range<u64>,
     nodes: Option<Range<u64>>,
     hash: bool,
+    trace: bool,
     aloud: bool,
     threads: usize,
     failures: usize,
@@ -50,6 +51,7 @@ fn command(args: Vec<String>) -> Result<bool, String> {
         seeds: 0..100,
         nodes: None,
         hash: false,
+        trace: false,
         aloud: false,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         failures: 10,
@@ -60,6 +62,10 @@ fn command(args: Vec<String>) -> Result<bool, String> {
         options.seeds = seed..seed + 1;
     }
     while let Some(word) = words.next() {
+        if word == "--trace" {
+            options.trace = true;
+            continue;
+        }
         if word == "--hash" {
             options.hash = true;
             continue;
@@ -96,6 +102,10 @@ fn command(args: Vec<String>) -> Result<bool, String> {
     let seed = options.seeds.start;
     match &**what {
         "campaign" => Ok(campaign(&options, of)),
+        "run" if options.trace => {
+            trace(&plan(seed)).iter().for_each(|line| println!("{line}"));
+            Ok(true)
+        }
         "run" if options.hash => {
             let (report, hash) = hash(&plan(seed));
             println!("{hash:016x}");

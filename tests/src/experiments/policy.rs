@@ -36,6 +36,7 @@ impl Policy {
                 early_verdicts: false,
                 count_refusals: false,
                 gossip_at_once: false,
+                weigh_accusers: false,
                 flap_probation: Duration::ZERO,
                 flap_limit: 0,
                 // A dead member is forgotten when gossip to the dead ends, and nobody looks for it.

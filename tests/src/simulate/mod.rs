@@ -10,5 +10,5 @@ mod weather;
 
 pub use campaign::{Campaign, KINDS, RARE, STATES, shrink};
 pub use checks::{Broken, Rule};
-pub use run::{AGREEMENT, DETECTION, FALSE_ALARM, HORIZON, Plan, Report, SETTLED, hash, run};
+pub use run::{AGREEMENT, DETECTION, FALSE_ALARM, HORIZON, Plan, Report, SETTLED, hash, run, trace};
 pub use schedule::{Event, Fault, draw};

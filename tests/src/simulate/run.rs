@@ -947,6 +947,13 @@ pub fn hash(plan: &Plan) -> (Report, u64) {
     (report, trace.hash())
 }
 
+/// Runs a plan, and gives all that its hash is made of, a line each.
+pub fn trace(plan: &Plan) -> Vec<String> {
+    let trace = Trace::keeping(usize::MAX);
+    run_with(plan, Some(trace.clone()));
+    trace.lines()
+}
+
 fn run_with(plan: &Plan, trace: Option<Trace>) -> Report {
     let plan = plan.clone();
     paused(async move {
