@@ -376,8 +376,8 @@ impl Cluster {
     /// has ended. Every call after that is an error value; the view stays as it was.
     pub async fn shutdown(&self) {
         self.handle().stop();
-        let mut done = self.doors().done.subscribe();
-        let _ = done.wait_for(|done| *done).await;
+        let mut done = self.doors().done.follow();
+        let _ = done.until(|done| *done).await;
         let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // Waiting for a thread blocks, so another one does it.

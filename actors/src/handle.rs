@@ -184,7 +184,7 @@ impl Handle {
     ) -> (u64, Result<Arc<Queue<MemberEvent>>, Stopped>) {
         let queue = Queue::new(self.doors.config.subscriber_queue_depth, usize::MAX, Overflow::Restart);
         let number = self.doors.number();
-        let pump = pump(Events::new(queue.clone(), self.doors.view.subscribe()));
+        let pump = pump(Events::new(queue.clone(), self.doors.view.follow()));
         let subscribing = Subscribing { number, queue: Some(queue.clone()), replay, pump };
         let subscribed = self.doors.delegates.insist(ToDelegates::Subscribe(subscribing));
         (number, subscribed.map(|()| queue).map_err(|_| Stopped))

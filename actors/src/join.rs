@@ -346,13 +346,13 @@ pub(crate) async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output 
 
 /// Waits until the view is as wanted, for as long as the time lasts; says whether it came to that.
 pub(crate) async fn ready(doors: Arc<Doors>, until: Until, within: Duration) -> bool {
-    let mut view = doors.view.subscribe();
+    let mut view = doors.view.follow();
     let wait = async {
         match until {
-            Until::Members(n) => view.wait_for(|view: &View| view.alive_count() >= n).await.is_ok(),
+            Until::Members(n) => view.until(|view: &View| view.alive_count() >= n).await.is_ok(),
             Until::Settled { quiet } => loop {
-                let rev = view.borrow_and_update().rev();
-                let changed = view.wait_for(|view| view.rev() != rev);
+                let rev = view.see().rev();
+                let changed = view.until(|view| view.rev() != rev);
                 match tokio::time::timeout(quiet, changed).await {
                     Err(_) => return true,
                     Ok(Err(_)) => return false,

@@ -62,6 +62,7 @@ mod hooks;
 mod inbox;
 mod join;
 mod keyring;
+mod latest;
 mod link;
 mod logs;
 mod messages;

@@ -375,7 +375,7 @@ impl Closing {
 impl Drop for Closing {
     fn drop(&mut self) {
         self.close();
-        self.doors.done.send_replace(true);
+        self.doors.done.replace(true);
     }
 }
 
@@ -405,12 +405,12 @@ async fn keep(
     if let Some(notes) = notes {
         notes.last_words(&ring).await;
     }
-    let mut pumps = ring.pumps.subscribe();
+    let mut pumps = ring.pumps.follow();
     drop(ring);
     closing.close();
     if own_thread {
         // Without the thread the last events would not come home.
-        let _ = tokio::time::timeout(LAST_WORDS, pumps.wait_for(|running| *running == 0)).await;
+        let _ = tokio::time::timeout(LAST_WORDS, pumps.until(|running| *running == 0)).await;
     }
     drop(closing);
     if own_thread {

@@ -16,6 +16,7 @@ use memberlist_protocol::view::View;
 use crate::{
     events::{MemberEvent, Replay},
     inbox::Inbox,
+    latest::Follower,
     messages::ToDelegates,
     metrics::Lost,
     ring::Doors,
@@ -143,13 +144,13 @@ impl<T> Queue<T> {
 /// Member events of one subscriber, in order, without a gap that a snapshot does not say.
 pub(crate) struct Events {
     queue: Arc<Queue<MemberEvent>>,
-    view: tokio::sync::watch::Receiver<View>,
+    view: Follower<View>,
     /// Events up to this number are in the last snapshot.
     known: u64,
 }
 
 impl Events {
-    pub(crate) fn new(queue: Arc<Queue<MemberEvent>>, view: tokio::sync::watch::Receiver<View>) -> Self {
+    pub(crate) fn new(queue: Arc<Queue<MemberEvent>>, view: Follower<View>) -> Self {
         Self { queue, view, known: 0 }
     }
 }

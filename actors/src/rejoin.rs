@@ -200,11 +200,11 @@ impl Notes {
 
 /// Writes the record now, and then whenever it is outdated, one write at a time, for as long as the node runs.
 async fn write(doors: Arc<Doors>, notes: Rc<Notes>) {
-    let mut view = doors.view.subscribe();
+    let mut view = doors.view.follow();
     let (interval, retention) = (doors.config.rejoin_interval, doors.config.dead_retention);
     let mut pause = interval;
     loop {
-        let now = view.borrow_and_update().clone();
+        let now = view.see().clone();
         if notes.save(&doors, &now).await {
             pause = interval;
             sleep(pause).await;

@@ -20,7 +20,7 @@ use memberlist_protocol::{
     wire::{guard::Guard, state::Refusal},
 };
 use rand::rngs::Xoshiro256PlusPlus;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use crate::{
     casts::Casts,
@@ -28,6 +28,7 @@ use crate::{
     hooks::Hooks,
     inbox::{Inbox, Item, TURN},
     keyring::{Admission, Admitted},
+    latest::Latest,
     link::Budget,
     link::{Inbounds, LinkEvent, Links},
     logs::{self, Line, Logs, say},
@@ -63,7 +64,7 @@ pub(crate) struct Doors {
     questions: Mutex<Questions>,
     /// Subscribers of answered probes.
     pub(crate) listeners: std::sync::atomic::AtomicUsize,
-    pub(crate) view: watch::Sender<View>,
+    pub(crate) view: Latest<View>,
     pub(crate) node_events: Arc<Listeners<NodeEvent>>,
     pub(crate) link_events: Arc<Listeners<LinkEvent>>,
     pub(crate) broadcasts_queued: std::sync::atomic::AtomicU64,
@@ -90,11 +91,11 @@ pub(crate) struct Doors {
     /// Whether the application wants to be asked about newcomers.
     pub(crate) gated: bool,
     /// Whether the node stops.
-    pub(crate) closing: watch::Sender<bool>,
+    pub(crate) closing: Latest<bool>,
     /// Pumps that run.
-    pub(crate) pumps: watch::Sender<usize>,
+    pub(crate) pumps: Latest<usize>,
     /// Whether nothing of the node runs any more.
-    pub(crate) done: watch::Sender<bool>,
+    pub(crate) done: Latest<bool>,
     /// Tells the node to stop.
     pub(crate) stop: tokio::sync::Notify,
     /// The same for those who outlive the doors.
@@ -126,7 +127,7 @@ impl Doors {
             questions: Mutex::default(),
             listeners: 0.into(),
             casts: Casts::new(view.local().name()),
-            view: watch::Sender::new(view),
+            view: Latest::new(view),
             node_events: Arc::default(),
             link_events: Arc::default(),
             broadcasts_queued: 0.into(),
@@ -144,9 +145,9 @@ impl Doors {
             seeds: Mutex::default(),
             shares: 0.into(),
             gated,
-            closing: watch::Sender::new(false),
-            pumps: watch::Sender::new(0),
-            done: watch::Sender::new(false),
+            closing: Latest::new(false),
+            pumps: Latest::new(0),
+            done: Latest::new(false),
             stop: tokio::sync::Notify::new(),
             stopped: Arc::default(),
             numbers: 1.into(),
@@ -189,7 +190,7 @@ impl Doors {
 
     /// Nobody takes or gives anything any more; whoever waits for an answer learns of it.
     pub(crate) fn close(&self) {
-        self.closing.send_replace(true);
+        self.closing.replace(true);
         self.stopped.store(true, Ordering::Relaxed);
         self.state.close();
         self.detector.close();
@@ -249,7 +250,7 @@ struct Running(Arc<Doors>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.pumps.send_modify(|running| *running -= 1);
+        self.0.pumps.modify(|running| *running -= 1);
     }
 }
 
@@ -336,12 +337,12 @@ impl Ring {
 
     /// Runs a task that is not an actor, at most as long as the node. A panic in it is caught and reported.
     pub(crate) fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
-        let mut closing = self.closing.subscribe();
+        let mut closing = self.closing.follow();
         if let Some(supervisor) = self.supervisor.get() {
             supervisor.spawn(name, async move {
                 tokio::select! {
                     biased;
-                    _ = closing.wait_for(|closing| *closing) => {}
+                    _ = closing.until(|closing| *closing) => {}
                     () = task => {}
                 }
             });
@@ -351,7 +352,7 @@ impl Ring {
     /// Runs a pump. It may outlive the node for a moment, to bring the last events home.
     pub(crate) fn spawn_pump(&self, pump: impl Future<Output = ()> + 'static) {
         let Some(supervisor) = self.supervisor.get() else { return };
-        self.pumps.send_modify(|running| *running += 1);
+        self.pumps.modify(|running| *running += 1);
         let running = Running(self.doors.clone());
         supervisor.spawn("pump", async move {
             pump.await;

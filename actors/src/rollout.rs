@@ -136,9 +136,9 @@ async fn step(doors: &Arc<Doors>, order: &Order, deadline: Instant) -> Rollout {
     }
     let (mut holds, mut verifying, mut settled) = (BTreeSet::new(), false, false);
     let (mut running, mut not_before) = (Vec::<Asking<'_>>::new(), BTreeMap::new());
-    let mut changes = doors.view.subscribe();
+    let mut changes = doors.view.follow();
     loop {
-        changes.mark_unchanged();
+        drop(changes.see());
         let members = others(doors);
         let missing = || members.iter().filter(|member| !holds.contains(&member.id));
         let missed = missing().count();

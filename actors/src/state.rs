@@ -336,7 +336,7 @@ impl NodeState {
         let view = kept.members.view();
         let changes = std::mem::take(&mut kept.outbox);
         drop(kept);
-        self.ring.view.send_replace(view.clone());
+        self.ring.view.replace(view.clone());
         if !changes.is_empty() {
             for (_, change) in &changes {
                 self.ring.links.heed(change);

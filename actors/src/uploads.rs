@@ -123,7 +123,7 @@ pub(crate) async fn send(ring: Shared, permit: Permit, mut upload: Outgoing) {
     let mut doubtful = false;
     let peer = upload.to.clone();
     let gone = async {
-        let mut views = ring.view.subscribe();
+        let mut views = ring.view.follow();
         while present(&ring, &peer).is_some() && views.changed().await.is_ok() {}
     };
     let sent = tokio::select! {

@@ -148,19 +148,19 @@ enum Found {
 
 /// Asks one source for as long as the node runs.
 pub(crate) async fn search(doors: Arc<Doors>, source: Running, rng: Xoshiro256PlusPlus) {
-    let mut view = doors.view.subscribe();
+    let mut view = doors.view.follow();
     let mut pace = Pace::new(source.interval.unwrap_or(doors.config.discover_interval), rng);
     let (mut due, mut found) = (true, Found::All);
     loop {
         if due {
             found = look(&doors, &source).await;
         }
-        let company = Company::of(&view.borrow_and_update());
+        let company = Company::of(&view.see());
         let pause = pace.pause(match (company, found) {
             (Company::Some | Company::Alone, Found::Refused) => Company::Refused,
             _ => company,
         });
-        let changed = view.wait_for(|view| Company::of(view) != company);
+        let changed = view.until(|view| Company::of(view) != company);
         due = match pause {
             None => {
                 let _ = changed.await;

@@ -191,7 +191,7 @@ async fn admit(
     }
     if !there(&found) {
         // News of it may be on its way.
-        let mut views = ring.view.subscribe();
+        let mut views = ring.view.follow();
         let heard = async { while !there(&state(ring)) && views.changed().await.is_ok() {} };
         let _ = timeout(PATIENCE, heard).await;
         found = state(ring);
