@@ -467,12 +467,10 @@ mod tests {
         Arc::new(member)
     }
 
-    /// The rule that these members break, one event each.
+    /// The rule that these members break, told one after the other.
     fn first_broken(members: &[Arc<Member>]) -> Option<Rule> {
         let (mut told, mut sayings) = (Told::default(), Sayings::default());
-        let mut events =
-            members.iter().zip(7..).map(|(member, rev)| MemberEvent::Joined { rev, member: member.clone() });
-        events.find_map(|event| told.hear(&event, &mut sayings).err()).map(|broken| broken.rule)
+        members.iter().find_map(|member| told.see(member, &mut sayings).err()).map(|broken| broken.rule)
     }
 
     #[test]
@@ -519,5 +517,7 @@ mod tests {
         let joined = |rev| MemberEvent::Joined { rev, member: member("a", 1, 1, MemberState::Alive) };
         assert_eq!(told.hear(&joined(1), &mut sayings), Ok(()));
         assert_eq!(told.hear(&joined(3), &mut sayings).map_err(|broken| broken.rule), Err(Rule::Events));
+        // Nor can somebody join who is there.
+        assert_eq!(told.hear(&joined(2), &mut sayings).map_err(|broken| broken.rule), Err(Rule::Events));
     }
 }
