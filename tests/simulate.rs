@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use memberlist_tests::simulate::{Campaign, Fault, Plan, Report, run};
+use memberlist_tests::simulate::{Campaign, Fault, Plan, Report, hush, run};
 
 /// A run, and what memory it takes.
 fn weighed(plan: &Plan) -> Report {
@@ -17,6 +17,7 @@ fn weighed(plan: &Plan) -> Report {
 
 #[test]
 fn whatever_goes_wrong_no_rule_is_broken_and_all_agree_again_without_help() {
+    hush();
     let seeds = std::env::var("SIMULATE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
     let nodes = |seed| [5, 8, 12, 16][(seed % 4) as usize];
     let all = Campaign::go(0..seeds, nodes, weighed, 2, 10, |seed, report| {

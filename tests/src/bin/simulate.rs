@@ -7,7 +7,7 @@ use std::{ops::Range, process::ExitCode, time::Instant};
 
 use memberlist_tests::{
     experiments,
-    simulate::{Campaign, KINDS, Plan, Report, STATES, hash, run, shrink, trace},
+    simulate::{Campaign, KINDS, Plan, Report, STATES, hash, hush, run, shrink, trace},
 };
 
 fn main() -> ExitCode {
@@ -197,18 +197,6 @@ fn weighed(plan: &Plan) -> Report {
     let info = allocation_counter::measure(|| report = run(plan));
     report.weigh(plan.nodes, info.bytes_max, info.bytes_current);
     report
-}
-
-/// Panics that a schedule asks for are nothing to be told.
-fn hush() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        let said = info.payload().downcast_ref::<&str>().copied();
-        let said = said.or_else(|| info.payload().downcast_ref::<String>().map(String::as_str));
-        if !said.is_some_and(|why| why.starts_with("struck: ")) {
-            tell(info);
-        }
-    }));
 }
 
 fn campaign(options: &Options, of: impl Fn(u64) -> usize + Sync) -> bool {
